@@ -1,0 +1,40 @@
+"""Translate single cells between modalities from unpaired cells and a handful of anchors."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from celltransfer.settings import settings
+
+__version__ = "0.1.0"
+
+# Public names and where they live. Imported on first use, so that `import celltransfer` stays fast.
+_ATTRIBUTES = {
+    "fit": "celltransfer.api",
+    "load": "celltransfer.model",
+    "report": "celltransfer.reporting",
+    "Report": "celltransfer.reporting",
+    "TransferModel": "celltransfer.model",
+}
+_MODULES = ("datasets", "errors", "metrics", "pl", "pp", "tl", "translators")
+
+__all__ = ["Report", "TransferModel", "fit", "load", "report", "settings", *_MODULES]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from celltransfer import datasets, errors, metrics, pl, pp, tl, translators
+    from celltransfer.api import fit
+    from celltransfer.model import TransferModel, load
+    from celltransfer.reporting import Report, report
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ATTRIBUTES:
+        return getattr(import_module(_ATTRIBUTES[name]), name)
+    if name in _MODULES:
+        return import_module(f"celltransfer.{name}")
+    raise AttributeError(f"module 'celltransfer' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

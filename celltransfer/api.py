@@ -1,0 +1,226 @@
+"""`celltransfer.fit`: the door. It finds cells, anchors and recipes, and hands arrays to a translator."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from celltransfer import pp, translators
+from celltransfer.data import cells
+from celltransfer.data.anchors import Anchors, AnchorsLike, resolve_anchors
+from celltransfer.data.pair import ModalityPair
+from celltransfer.errors import CelltransferWarning, ConditionError, ConfigError, ModalityError, VerdictWarning
+from celltransfer.model import TransferModel
+from celltransfer.train.loop import Trainer
+from celltransfer.train.outcome import Verdict
+from celltransfer.translators.base import Translator
+
+if TYPE_CHECKING:
+    from mudata import MuData
+
+    from celltransfer.pp import Recipe
+
+logger = logging.getLogger("celltransfer")
+
+
+def fit(
+    mdata: MuData,
+    *,
+    source: str | None = None,
+    target: str | None = None,
+    anchors: AnchorsLike = None,
+    method: str | Translator = "jacobian",
+    conditions: str | Sequence[str] | None = None,
+    recipes: Mapping[str, str | Recipe] | None = None,
+    train: cells.CellSelection = None,
+    seed: int = 0,
+    device: str = "auto",
+    trainer: Trainer | None = None,
+    verdict: bool = True,
+    **options: Any,
+) -> TransferModel:
+    """Learn to translate cells from one modality to another.
+
+    Parameters
+    ----------
+    mdata
+        Source and target cells. They may be different cells; those with the same barcode are co-assayed. Not changed.
+    source, target
+        Names of the modalities. With two modalities both may be left out: the first is translated to the second.
+    anchors
+        The co-assayed cells that training may use as pairs. ``None``: all co-assayed training cells. An integer: that
+        many, drawn with `seed`. A boolean column of obs, a list of barcodes, a boolean mask over ``mdata.obs``, or a
+        table with columns ``source_id`` and ``target_id`` for cells with different barcodes. Co-assayed cells that
+        are not anchors are used as unpaired cells; their pairing is never seen and stays the truth for `report`.
+    method
+        Name of a translator (`celltransfer.translators.available`), or an unfitted one.
+    conditions
+        Obs columns known for every cell of both modalities without any pairing (treatment, batch, donor).
+    recipes
+        Preprocessing by modality: ``"rna"``, ``"atac"``, ``"protein"``, ``"methylation"``, ``"none"`` or a
+        `celltransfer.pp.Recipe`. What is not named is found from the modality's name and values, and logged.
+    train
+        Training cells: a boolean obs column (or one that says "train"), a mask over ``mdata.obs``, or barcodes.
+        Everything, recipes included, is fitted on them alone. ``None``: all cells.
+    seed
+        Seed of everything random. Global random states are left alone.
+    device
+        ``"auto"`` takes a CUDA device where there is one; or ``"cpu"``, ``"cuda:0"``, ``"mps"``.
+    trainer
+        Limits of the training loop (steps, seconds, batch size, checkpoints); ``None``: the method's defaults.
+    verdict
+        Whether to judge the fit by refitting without some of the anchors. Costs about one more fit.
+    **options
+        Options of the method.
+
+    Returns
+    -------
+    TransferModel
+        ``model.translate(mdata)`` writes the translation; ``model.verdict_`` says whether to believe it.
+
+    Raises
+    ------
+    InputError
+        The data cannot be used; the message names the modality, column or cell and what to do.
+    ConfigError
+        An unknown method or option.
+
+    Warns
+    -----
+    VerdictWarning
+        The evidence does not support the translation.
+
+    Examples
+    --------
+    >>> import celltransfer as ct
+    >>> mdata = ct.datasets.simulate(n_obs=300, n_genes=60, n_peaks=90, seed=0)
+    >>> model = ct.fit(mdata, source="rna", target="atac", anchors=50, method="ridge")
+    >>> model.translate(mdata)
+    >>> mdata["atac_from_rna"].shape
+    (300, 90)
+    """
+    cells.check_mudata(mdata)
+    translator = _translator(method, options)
+    named = source, target
+    source, target = cells.choose_modalities(mdata, source, target)
+    if None in named:
+        logger.info("Translating %s -> %s.", source, target)
+    sides = {name: cells.check_modality(mdata, name) for name in (source, target)}
+    masks = {name: _train_mask(mdata, name, train) for name in sides}
+    pairs = resolve_anchors(
+        mdata, source, target, anchors, train_source=masks[source], train_target=masks[target], seed=seed
+    )
+    keys = (conditions,) if isinstance(conditions, str) else tuple(conditions or ())
+    _check_recipe_names(recipes, list(mdata.mod))
+    fitted = {
+        name: pp.resolve((recipes or {}).get(name, "auto"), name, adata).fit(adata[masks[name]])
+        for name, adata in sides.items()
+    }
+    features = {name: recipe.transform(sides[name][masks[name]]) for name, recipe in fitted.items()}
+    levels, codes = _conditions(mdata, source, target, keys, masks)
+    pair = ModalityPair(
+        features[source],
+        features[target],
+        _training_rows(pairs, masks[source], masks[target]),
+        codes[0],
+        codes[1],
+        conditions=levels,
+    )
+    trainer = trainer or Trainer(device=device)
+    translator.fit_pair(pair, seed=seed, trainer=trainer)
+    model = TransferModel(source, target, fitted, translator, conditions=keys, levels=levels, anchors=pairs.to_frame())
+    model.remember_training(
+        {name: adata.obs_names[masks[name]] for name, adata in sides.items()}, reference=pair.y, seed=seed
+    )
+    translator.result_.verdict = _judge(translator, pair, trainer, seed) if verdict else _unjudged()
+    _tell(model)
+    return model
+
+
+def _translator(method: str | Translator, options: dict[str, Any]) -> Translator:
+    if isinstance(method, Translator):
+        if options:
+            raise ConfigError(f"Options {sorted(options)} cannot be combined with a translator object; set them on it.")
+        return translators.make(method.name, **method.get_config())
+    return translators.make(method, **options)
+
+
+def _train_mask(mdata: MuData, name: str, train: cells.CellSelection) -> np.ndarray:
+    mask = cells.select_cells(mdata, name, train)
+    if not mask.any():
+        raise ModalityError(f"None of the {len(mask)} cells of {name!r} are training cells; check train=.")
+    return mask
+
+
+def _check_recipe_names(recipes: Mapping[str, Any] | None, names: list[str]) -> None:
+    for name in recipes or {}:
+        if name not in names:
+            raise ModalityError(f"recipes= names modality {name!r}, which the MuData does not have: {', '.join(names)}.")
+
+
+def _conditions(
+    mdata: MuData, source: str, target: str, keys: tuple[str, ...], masks: dict[str, np.ndarray]
+) -> tuple[tuple[str, ...], tuple[np.ndarray | None, np.ndarray | None]]:
+    """Levels and codes of the conditions of the training cells."""
+    if not keys:
+        return (), (None, None)
+    labels = {name: cells.condition_labels(mdata, name, keys)[masks[name]] for name in (source, target)}
+    seen = {name: set(values) for name, values in labels.items()}
+    if not seen[source] & seen[target]:
+        raise ConditionError(
+            f"The conditions {', '.join(keys)} have no value in common: {source!r} has {sorted(seen[source])[:5]}, "
+            f"{target!r} has {sorted(seen[target])[:5]}."
+        )
+    lone = sorted(seen[source] ^ seen[target])
+    if lone:
+        warnings.warn(
+            f"Conditions {', '.join(map(repr, lone[:5]))} occur in one modality only; their cells are matched with nothing.",
+            CelltransferWarning,
+            stacklevel=3,
+        )
+    levels = tuple(sorted(seen[source] | seen[target]))
+    return levels, tuple(cells.encode_conditions(labels[name], levels, name) for name in (source, target))  # type: ignore[return-value]
+
+
+def _training_rows(anchors: Anchors, train_source: np.ndarray, train_target: np.ndarray) -> np.ndarray:
+    """Anchor rows counted among the training cells."""
+    return np.column_stack(
+        [np.cumsum(mask)[anchors.rows[:, side]] - 1 for side, mask in enumerate((train_source, train_target))]
+    ).astype(np.int64)
+
+
+def _judge(translator: Translator, pair: ModalityPair, trainer: Trainer, seed: int) -> Verdict:
+    from celltransfer.metrics.diagnostics import judge
+
+    # Refits get a quarter of the steps each, so that the four of them cost about as much as the fit.
+    steps = max(translator.result_.n_steps // 4, 1)
+    short = replace(trainer, max_steps=steps, progress=False, checkpoint_dir=None, resume=False)
+
+    def refit(without: ModalityPair, fold: int) -> Translator:
+        again = translators.make(translator.name, **translator.get_config())
+        return again.fit_pair(without, seed=seed + 1 + fold, trainer=short)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CelltransferWarning)
+        return judge(translator, pair, refit, seed=seed)
+
+
+def _unjudged() -> Verdict:
+    return Verdict("ambiguous", ["No evidence was gathered (verdict=False)."])
+
+
+def _tell(model: TransferModel) -> None:
+    """Say how the fit ended, in the log, and as a warning where it should not be believed."""
+    verdict = model.verdict_
+    message = f"{model.method}: {model.source} -> {model.target} {verdict.level}. {' '.join(verdict.reasons)}"
+    if verdict.level == "identified":
+        logger.info(message)
+    else:
+        warnings.warn(message, VerdictWarning, stacklevel=3)
+
+

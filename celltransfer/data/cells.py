@@ -1,0 +1,177 @@
+"""Reading cells out of a MuData: modalities, obs columns, training cells, conditions. Nothing here writes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from celltransfer.errors import AnchorError, ConditionError, InputError, ModalityError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+# How training cells may be named: an obs column, a boolean mask over ``mdata.obs``, or barcodes.
+CellSelection = str | pd.Series | np.ndarray | Sequence[str] | None
+
+
+def check_mudata(mdata: Any) -> None:
+    """Raise unless `mdata` is a MuData whose modalities share observations."""
+    from mudata import MuData
+
+    if not isinstance(mdata, MuData):
+        raise InputError(
+            f"Expected a MuData and got {type(mdata).__name__}. Two AnnData become one by "
+            'MuData({"rna": rna, "atac": atac}).'
+        )
+    if getattr(mdata, "axis", 0) != 0:
+        raise InputError(f"The MuData has axis={mdata.axis}; modalities must share cells (axis=0).")
+
+
+def choose_modalities(mdata: MuData, source: str | None, target: str | None) -> tuple[str, str]:
+    """Names of source and target; with two modalities and no names given, the first is translated to the second."""
+    names = list(mdata.mod)
+    if len(names) < 2:
+        raise ModalityError(f"The MuData has {len(names)} modality ({', '.join(names)}); translation needs two.")
+    for role, name in (("source", source), ("target", target)):
+        if name is not None and name not in names:
+            raise ModalityError(f"There is no modality {name!r} for {role}=. The MuData has {', '.join(names)}.")
+    if len(names) > 2 and (source is None or target is None):
+        raise ModalityError(f"The MuData has {len(names)} modalities ({', '.join(names)}): say source= and target=.")
+    if source is None:
+        source = next(name for name in names if name != target)
+    if target is None:
+        target = next(name for name in names if name != source)
+    if source == target:
+        raise ModalityError(f"source and target are both {source!r}.")
+    return source, target
+
+
+def check_modality(mdata: MuData, name: str) -> AnnData:
+    """The modality as AnnData, with cells, features and unique barcodes."""
+    from anndata import AnnData
+
+    adata = mdata.mod[name]
+    if not isinstance(adata, AnnData):
+        raise ModalityError(f"mdata[{name!r}] is a {type(adata).__name__}; expected an AnnData.")
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ModalityError(f"mdata[{name!r}] is empty: {adata.n_obs} cells x {adata.n_vars} features.")
+    duplicated = adata.obs_names[adata.obs_names.duplicated()]
+    if len(duplicated):
+        raise InputError(
+            f"mdata[{name!r}] has {len(duplicated)} duplicated barcodes, the first {duplicated[0]!r}. Anchors are "
+            f"found by barcode: make them unique, for example with mdata[{name!r}].obs_names_make_unique()."
+        )
+    return adata
+
+
+def coassayed(mdata: MuData, source: str, target: str) -> np.ndarray:
+    """Rows (i, j) of the cells measured in both modalities, shape (n, 2), in source order.
+
+    Cells are the same when they share a row of ``mdata.obs``, that is, a barcode (MuData's ``obsmap``).
+    """
+    names = mdata.mod[source].obs_names
+    partner = mdata.mod[target].obs_names.get_indexer(names)
+    rows = np.flatnonzero(partner >= 0)
+    return np.column_stack([rows, partner[rows]]).astype(np.int64)
+
+
+def check_real_barcodes(mdata: MuData, source: str, target: str) -> None:
+    """Refuse row numbers as barcodes: two unpaired AnnData without names would look fully co-assayed."""
+    for name in (source, target):
+        names = mdata.mod[name].obs_names
+        if names.equals(pd.RangeIndex(len(names)).astype(str)):
+            raise AnchorError(
+                f"The barcodes of mdata[{name!r}] are plain row numbers, so that unrelated cells of {source!r} and "
+                f"{target!r} would count as co-assayed. Set real barcodes, or pass anchors= as a table of "
+                "(source_id, target_id), or anchors=0."
+            )
+
+
+def obs_column(mdata: MuData, modality: str, key: str) -> pd.Series:
+    """Column `key` for the cells of one modality, from its own obs or from ``mdata.obs``."""
+    adata = mdata.mod[modality]
+    if key in adata.obs:
+        return adata.obs[key]
+    for name in (key, f"{modality}:{key}"):
+        if name in mdata.obs:
+            return mdata.obs[name].reindex(adata.obs_names)
+    raise ConditionError(
+        f"There is no column {key!r} for the cells of {modality!r}, neither in mdata[{modality!r}].obs nor in mdata.obs."
+    )
+
+
+def select_cells(mdata: MuData, modality: str, cells: CellSelection) -> np.ndarray:
+    """Boolean mask, shape (n cells of `modality`,), of the cells that `cells` names.
+
+    `cells` is ``None`` (all), a boolean obs column (a column that holds "train" selects those rows), a boolean
+    mask over ``mdata.obs``, or a list of barcodes.
+    """
+    names = mdata.mod[modality].obs_names
+    if cells is None:
+        return np.ones(len(names), dtype=bool)
+    if isinstance(cells, str):
+        return _flags(obs_column(mdata, modality, cells), cells, modality)
+    if isinstance(cells, pd.Series) and pd.api.types.is_bool_dtype(cells.dtype):
+        return cells.reindex(names).fillna(False).to_numpy(dtype=bool)
+    values = np.asarray(cells)
+    if values.dtype == bool:
+        if values.shape != (mdata.n_obs,):
+            raise InputError(f"The mask of training cells has shape {values.shape}; mdata has {mdata.n_obs} cells.")
+        return pd.Series(values, index=mdata.obs_names).reindex(names).to_numpy(dtype=bool)
+    unknown = pd.Index(values.astype(str)).difference(mdata.obs_names)
+    if len(unknown):
+        raise InputError(f"{len(unknown)} of {len(values)} barcodes are not in the MuData, the first {unknown[0]!r}.")
+    return names.isin(values.astype(str))
+
+
+def _flags(column: pd.Series, key: str, modality: str) -> np.ndarray:
+    if pd.api.types.is_bool_dtype(column.dtype):
+        return column.fillna(False).to_numpy(dtype=bool)
+    values = column.astype("string")
+    if (values == "train").any():
+        return (values == "train").fillna(False).to_numpy(dtype=bool)
+    lowered = values.str.lower()
+    if lowered.dropna().isin(["true", "false"]).all():
+        return (lowered == "true").fillna(False).to_numpy(dtype=bool)
+    raise InputError(
+        f"Column {key!r} of {modality!r} is {column.dtype}; expected booleans, or the word 'train' in the rows to use."
+    )
+
+
+def condition_labels(mdata: MuData, modality: str, keys: Sequence[str]) -> np.ndarray:
+    """One label per cell of `modality`: the values of `keys` joined by ``|``, shape (n,), str."""
+    parts = []
+    for key in keys:
+        column = obs_column(mdata, modality, key)
+        missing = column.index[column.isna()]
+        if len(missing):
+            raise ConditionError(
+                f"Condition {key!r} is missing for {len(missing)} cells of {modality!r}, the first {missing[0]!r}. "
+                "A condition has to be known for every cell."
+            )
+        parts.append(column.map(_label).astype(str).to_numpy(dtype=str))
+    joined = parts[0]
+    for part in parts[1:]:
+        joined = np.char.add(np.char.add(joined, "|"), part)
+    return joined
+
+
+def _label(value: Hashable) -> str:
+    """3 and 3.0 are one condition: pulling columns through ``mdata.obs`` turns whole numbers into floats."""
+    return str(int(value)) if isinstance(value, float | np.floating) and float(value).is_integer() else str(value)
+
+
+def encode_conditions(labels: np.ndarray, conditions: Sequence[str], modality: str) -> np.ndarray:
+    """Codes of `labels` in `conditions`, shape (n,), int64; unknown labels raise."""
+    codes = pd.Index(conditions).get_indexer(labels)
+    if (codes < 0).any():
+        unknown = sorted(set(labels[codes < 0]))
+        raise ConditionError(
+            f"The cells of {modality!r} have {'the condition' if len(unknown) == 1 else 'conditions'} "
+            f"{', '.join(map(repr, unknown[:5]))}, unknown to the model; it knows {', '.join(map(repr, conditions))}."
+        )
+    return codes.astype(np.int64)

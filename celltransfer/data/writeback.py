@@ -1,0 +1,89 @@
+"""Putting a translation back into the MuData, and files onto the disk, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from celltransfer.errors import InputError, WriteError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+
+def check_writable(mdata: MuData, key: str) -> None:
+    """Raise where a modality `key` cannot be added to `mdata` in place."""
+    if "/" in key or not key:
+        raise InputError(f"key_added={key!r} is not a valid modality name: it must not be empty or hold '/'.")
+    if mdata.is_view:
+        raise InputError("The MuData is a view, and a view cannot take a new modality: pass mdata.copy(), or copy=True.")
+    if mdata.isbacked:
+        raise InputError(
+            "The MuData is backed by a file, and a modality in memory cannot be added to it. Translate the modality "
+            "alone, model.translate(mdata[source]), or read the file without backed."
+        )
+
+
+def add_modality(mdata: MuData, key: str, adata: AnnData) -> None:
+    """Add or replace modality `key`; the other modalities and the columns of ``mdata.obs`` stay as they are."""
+    mdata.mod[key] = adata
+    with _no_pull(), warnings.catch_warnings():
+        # The translated modality has the target's feature names on purpose; mudata warns about shared names.
+        warnings.filterwarnings("ignore", message=".*var_names.*", category=UserWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning, module="mudata")
+        mdata.update()
+
+
+def _no_pull() -> contextmanager | nullcontext:
+    """mudata before 0.4 copies every modality's columns into ``mdata.obs`` on update unless told not to."""
+    import mudata
+
+    options = getattr(mudata, "set_options", None)
+    return nullcontext() if options is None else options(pull_on_update=False)
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; move it there when the block succeeds, remove it when not.
+
+    Raises
+    ------
+    WriteError
+        The disk is full, or the folder is missing or not writable. Nothing is left behind.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise WriteError(f"Cannot write {target}: {error}") from error
+    try:
+        part = scratch / target.name
+        yield part
+        _move(part, target)
+    except OSError as error:
+        raise WriteError(f"Cannot write {target}: {error}. Nothing was written.") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _move(part: Path, target: Path) -> None:
+    """Replace `target`; a folder is moved aside first, because folders cannot be replaced in one step."""
+    if target.is_dir():
+        aside = part.with_name(f"{part.name}.old")
+        os.replace(target, aside)
+    os.replace(part, target)
+
+
+def write_h5mu(mdata: MuData, path: str | Path) -> None:
+    """Write `mdata` to `path`, atomically."""
+    with atomic_path(path) as part, warnings.catch_warnings(), _no_pull():
+        warnings.filterwarnings("ignore", message=".*var_names.*", category=UserWarning)
+        mdata.write_h5mu(part)

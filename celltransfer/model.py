@@ -1,0 +1,401 @@
+"""TransferModel: the AnnData shell around two recipes and a fitted translator."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from celltransfer import translators
+from celltransfer.data import cells, storage, writeback
+from celltransfer.data.pair import Matrix, dense
+from celltransfer.errors import ConditionError, FeatureError, InputError, ModalityError, ModelFormatError
+from celltransfer.pp import Recipe
+from celltransfer.train.outcome import FitResult, Verdict
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+    from celltransfer.translators.base import Translator
+
+FORMAT_VERSION = 1
+# Target cells kept with the model, to tell whether a translation lies where target cells are.
+MAX_REFERENCE = 2000
+
+
+class TransferModel:
+    """A fitted translation from one modality to another; made by `celltransfer.fit` and `celltransfer.load`.
+
+    Attributes
+    ----------
+    source, target
+        Names of the modalities.
+    recipes
+        Fitted preprocessing by modality; ``model.recipes["rna"].transform(adata)`` gives the features.
+    translator
+        The fitted translator, on arrays.
+    conditions, levels
+        The condition columns and the values the model knows.
+    anchors
+        The anchor pairs training saw: columns ``source_id``, ``target_id``.
+    training_cells
+        Barcodes of the training cells by modality.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        target: str,
+        recipes: Mapping[str, Recipe],
+        translator: Translator,
+        *,
+        conditions: Sequence[str] = (),
+        levels: Sequence[str] = (),
+        anchors: pd.DataFrame | None = None,
+    ) -> None:
+        self.source = source
+        self.target = target
+        self.recipes = dict(recipes)
+        self.translator = translator
+        self.conditions = tuple(conditions)
+        self.levels = tuple(levels)
+        self.anchors = pd.DataFrame({"source_id": [], "target_id": []}, dtype=str) if anchors is None else anchors
+        self.training_cells: dict[str, pd.Index] = {source: pd.Index([]), target: pd.Index([])}
+        self._reference = np.empty((0, 0), dtype=np.float32)
+        self._reference_gap = np.empty(0, dtype=np.float32)
+
+    @property
+    def method(self) -> str:
+        """Name of the translator."""
+        return self.translator.name
+
+    @property
+    def result_(self) -> FitResult:
+        """How the fit ended: status, advice, history, seeds, versions."""
+        return self.translator.result_
+
+    @property
+    def verdict_(self) -> Verdict:
+        """Whether to believe the translation, with the evidence."""
+        return self.result_.verdict or Verdict("ambiguous", ["No evidence was gathered."])
+
+    def __repr__(self) -> str:
+        result = self.result_
+        return (
+            f"TransferModel({self.source} -> {self.target}, method={self.method!r}, {result.n_source} source and "
+            f"{result.n_target} target cells, {result.n_anchors} anchors)\n"
+            f"  status:  {result.status.value} after {result.seconds:.1f} s\n"
+            f"  verdict: {self.verdict_.level}. {' '.join(self.verdict_.reasons)}"
+        )
+
+    def remember_training(self, training_cells: dict[str, pd.Index], reference: Matrix, seed: int) -> None:
+        """Keep the barcodes of the training cells and a sample of target cells (features, not counts)."""
+        self.training_cells = training_cells
+        n = reference.shape[0]
+        rows = np.sort(np.random.default_rng(seed).choice(n, size=min(n, MAX_REFERENCE), replace=False))
+        self._reference = dense(reference[rows])
+        self._reference_gap = np.sort(_nearest(self._reference, self._reference, skip_self=True))
+
+    def translate(
+        self,
+        data: MuData | AnnData,
+        *,
+        key_added: str | None = None,
+        copy: bool = False,
+        features: Sequence[str] | None = None,
+        counts: bool = True,
+        on_missing: str | None = None,
+        batch_size: int = 8192,
+    ) -> MuData | AnnData | None:
+        """Translate the source cells of `data` into the target modality.
+
+        Parameters
+        ----------
+        data
+            A MuData with the source modality, or an AnnData of source cells. Cells the model has not seen are fine;
+            features may come in any order.
+        key_added
+            Name of the new modality; ``"{target}_from_{source}"`` if ``None``.
+        copy
+            Return a copy of the MuData with the new modality, and leave `data` alone.
+        features
+            Target features to write; ``None`` writes all the model was fitted on. The result is a dense matrix of
+            cells x features, so say which you need where there are many of both.
+        counts
+            Write expected counts into ``layers["counts"]`` where the recipe knows them.
+        on_missing
+            ``"error"`` or ``"zero"``: what to do about source features that `data` lacks. ``None``: as the recipe says.
+        batch_size
+            Cells translated at a time.
+
+        Returns
+        -------
+        MuData or AnnData or None
+            For a MuData, ``None`` (or the copy), and this is written to ``mdata.mod[key_added]``; for an AnnData, it
+            is returned:
+
+            ``X`` : numpy.ndarray (cells, features), float32
+                The translation on the target's normalised scale (see the target's recipe).
+            ``layers["counts"]`` : numpy.ndarray (cells, features), float32
+                Expected counts at the median depth of the training cells, where the recipe can tell.
+            ``obsm["X_translated"]`` : numpy.ndarray (cells, d), float32
+                The translation in the target recipe's feature space.
+            ``obs["translation_support"]`` : pandas.Series (float)
+                Share of training target cells that lie further from their nearest neighbour than this translation
+                lies from its own: near 0 where the translation is unlike any target cell. It is no probability of
+                being right.
+            ``uns["celltransfer"]`` : dict
+                Provenance: versions, method, seed, anchors, status, verdict.
+
+        Raises
+        ------
+        FeatureError
+            Source features are missing, or `features` are unknown.
+        ConditionError
+            The model was fitted with conditions and the cells lack them or have unknown ones.
+        InputError
+            `data` cannot take a new modality (view, backed), or the result would not fit into memory.
+        """
+        from anndata import AnnData
+
+        if isinstance(data, AnnData):
+            return self._translate_cells(data, None, features, counts, on_missing, batch_size)
+        cells.check_mudata(data)
+        if self.source not in data.mod:
+            raise ModalityError(f"The model translates {self.source!r}, which the MuData lacks: {', '.join(data.mod)}.")
+        key = key_added or f"{self.target}_from_{self.source}"
+        if key in (self.source, self.target):
+            raise InputError(f"key_added={key!r} would overwrite the {key!r} modality of the MuData.")
+        out = data.copy() if copy else data
+        writeback.check_writable(out, key)
+        translated = self._translate_cells(
+            cells.check_modality(data, self.source), data, features, counts, on_missing, batch_size
+        )
+        writeback.add_modality(out, key, translated)
+        return out if copy else None
+
+    def _translate_cells(
+        self,
+        adata: AnnData,
+        mdata: MuData | None,
+        features: Sequence[str] | None,
+        counts: bool,
+        on_missing: str | None,
+        batch_size: int,
+    ) -> AnnData:
+        from anndata import AnnData
+
+        target = self.recipes[self.target]
+        columns = self._columns(features)
+        _check_memory(adata.n_obs, len(columns), 2 if counts else 1)
+        latent = self.latent(adata, mdata, on_missing=on_missing, batch_size=batch_size)
+        out = AnnData(
+            X=np.empty((adata.n_obs, len(columns)), dtype=np.float32),
+            obs=adata.obs.copy(),
+            var=target.var_.iloc[columns].copy(),
+        )
+        expected = np.empty_like(out.X) if counts else None
+        for start in range(0, adata.n_obs, batch_size):
+            block = slice(start, start + batch_size)
+            normalised = target.inverse_transform(latent[block])
+            out.X[block] = normalised[:, columns]
+            block_counts = None if expected is None else target.to_counts(normalised)
+            if expected is not None and block_counts is not None:
+                expected[block] = block_counts[:, columns]
+            else:
+                expected = None
+        if expected is not None:
+            out.layers["counts"] = expected
+        out.obsm["X_translated"] = latent
+        out.obs["translation_support"] = self._support(latent)
+        out.uns["celltransfer"] = self.provenance()
+        return out
+
+    def latent(
+        self,
+        adata: AnnData,
+        mdata: MuData | None = None,
+        *,
+        on_missing: str | None = None,
+        batch_size: int = 8192,
+    ) -> np.ndarray:
+        """Translate source cells into the target recipe's feature space, shape (cells, d), float32.
+
+        `mdata` is looked at for condition columns that `adata` lacks.
+        """
+        if adata.n_obs == 0:
+            raise ModalityError(f"There are no {self.source!r} cells to translate.")
+        options = {} if on_missing is None else {"on_missing": on_missing}
+        features = self.recipes[self.source].transform(adata, **options)
+        return self.translator.translate(features, self._codes(adata, mdata), batch_size=batch_size)
+
+    def _codes(self, adata: AnnData, mdata: MuData | None) -> np.ndarray | None:
+        if not self.conditions or not self.translator.uses_conditions:
+            return None
+        if mdata is None:
+            missing = [key for key in self.conditions if key not in adata.obs]
+            if missing:
+                raise ConditionError(f"The model was fitted with condition {missing[0]!r}, which obs of the cells lacks.")
+        labels = cells.condition_labels(_Cells({self.source: adata}) if mdata is None else mdata, self.source, self.conditions)  # type: ignore[arg-type]
+        return cells.encode_conditions(labels, self.levels, self.source)
+
+    def _columns(self, features: Sequence[str] | None) -> np.ndarray:
+        names = self.recipes[self.target].feature_names_
+        if features is None:
+            return np.arange(len(names))
+        columns = names.get_indexer(pd.Index(features))
+        if (columns < 0).any():
+            lost = [name for name, column in zip(features, columns, strict=True) if column < 0]
+            raise FeatureError(
+                f"{len(lost)} of {len(columns)} features were not among those the model was fitted on, the first "
+                f"{lost[0]!r}. See model.recipes[{self.target!r}].feature_names_."
+            )
+        return columns
+
+    def _support(self, latent: np.ndarray) -> np.ndarray:
+        if len(self._reference_gap) == 0:
+            return np.full(len(latent), np.nan)
+        gap = _nearest(latent, self._reference)
+        return 1.0 - np.searchsorted(self._reference_gap, gap, side="left") / len(self._reference_gap)
+
+    def provenance(self) -> dict[str, Any]:
+        """Where a translation came from, in types that h5mu can store."""
+        result = self.result_
+        return {
+            "source": self.source,
+            "target": self.target,
+            "method": self.method,
+            "config": json.dumps(self.translator.get_config()),
+            "recipes": json.dumps({name: recipe.get_config() for name, recipe in self.recipes.items()}),
+            "conditions": list(self.conditions),
+            "anchors_source": self.anchors["source_id"].to_numpy(dtype=str).astype(object),
+            "anchors_target": self.anchors["target_id"].to_numpy(dtype=str).astype(object),
+            "seed": result.seed,
+            "device": result.device,
+            "status": result.status.value,
+            "verdict": self.verdict_.level,
+            "reasons": " ".join(self.verdict_.reasons),
+            "evidence": dict(self.verdict_.evidence),
+            "versions": dict(result.versions),
+        }
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the model to folder `path`: ``model.json`` and ``arrays.safetensors``, plain data only.
+
+        Raises
+        ------
+        WriteError
+            The folder exists and `overwrite` is off, or cannot be written; nothing half-written is left.
+        """
+        storage.write_model(path, self._header(), self._arrays(), overwrite=overwrite)
+
+    def _header(self) -> dict[str, Any]:
+        from celltransfer import __version__
+
+        return {
+            "format_version": FORMAT_VERSION,
+            "celltransfer_version": __version__,
+            "source": self.source,
+            "target": self.target,
+            "method": self.method,
+            "config": self.translator.get_config(),
+            "recipes": {name: recipe.get_config() for name, recipe in self.recipes.items()},
+            "conditions": list(self.conditions),
+            "levels": list(self.levels),
+            "result": self.result_.to_dict(),
+        }
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {f"translator.{key}": value for key, value in self.translator.get_state().items()}
+        for role, name in (("source", self.source), ("target", self.target)):
+            state = self.recipes[name].get_state()
+            arrays |= {f"recipe.{role}.{key}": value for key, value in state.items()}
+            arrays[f"cells.{role}"] = storage.encode_strings(self.training_cells[name])
+        for column in ("source_id", "target_id"):
+            arrays[f"anchors.{column}"] = storage.encode_strings(self.anchors[column])
+        return arrays | {"reference": self._reference, "reference_gap": self._reference_gap}
+
+
+def load(path: str | Path) -> TransferModel:
+    """Read a model written by `TransferModel.save`. Runs no code from the files.
+
+    Raises
+    ------
+    ModelFormatError
+        The folder is no model, is incomplete or corrupt, or was written by a newer version.
+    ConfigError
+        The model's method is not registered here (a third-party translator whose package is not imported).
+    """
+    header, arrays = storage.read_model(path, FORMAT_VERSION)
+    try:
+        return _rebuild(header, arrays)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelFormatError(f"{path} is not a complete model: {error!r}.") from error
+
+
+def _rebuild(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> TransferModel:
+    names = {"source": header["source"], "target": header["target"]}
+    translator = translators.make(header["method"], **header["config"])
+    translator.set_state(_below(arrays, "translator."))
+    translator.result_ = FitResult.from_dict(header["result"])
+    recipes = {
+        name: Recipe.from_state(header["recipes"][name], _below(arrays, f"recipe.{role}."))
+        for role, name in names.items()
+    }
+    anchors = pd.DataFrame({c: storage.decode_strings(arrays[f"anchors.{c}"]) for c in ("source_id", "target_id")})
+    model = TransferModel(
+        names["source"],
+        names["target"],
+        recipes,
+        translator,
+        conditions=header["conditions"],
+        levels=header["levels"],
+        anchors=anchors,
+    )
+    model.training_cells = {
+        name: pd.Index(storage.decode_strings(arrays[f"cells.{role}"])) for role, name in names.items()
+    }
+    model._reference, model._reference_gap = arrays["reference"], arrays["reference_gap"]
+    return model
+
+
+def _below(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+
+
+def _nearest(queries: np.ndarray, points: np.ndarray, *, skip_self: bool = False) -> np.ndarray:
+    """Euclidean distance of each query to its nearest point, shape (n,)."""
+    from sklearn.neighbors import NearestNeighbors
+
+    k = 2 if skip_self and len(points) > 1 else 1
+    distance, _ = NearestNeighbors(n_neighbors=k).fit(points).kneighbors(queries)
+    return distance[:, -1].astype(np.float32)
+
+
+def _check_memory(n_cells: int, n_features: int, n_matrices: int) -> None:
+    """Refuse a result that the machine cannot hold, before anything is computed."""
+    needed = n_cells * n_features * n_matrices * 4
+    try:
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system can tell
+        return
+    if needed > available:
+        raise InputError(
+            f"The translation of {n_cells:,} cells x {n_features:,} features takes {needed / 1e9:.0f} GB, and "
+            f"{available / 1e9:.0f} GB are free. Pass features= to translate only those you need, counts=False, or "
+            "translate the cells in parts; model.latent(adata) gives the translation in the compact feature space."
+        )
+
+
+class _Cells:
+    """An AnnData alone, in the shape that the readers of conditions expect of a MuData."""
+
+    def __init__(self, mod: dict[str, AnnData]) -> None:
+        self.mod = mod
+        self.obs = pd.DataFrame(index=next(iter(mod.values())).obs_names)

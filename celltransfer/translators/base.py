@@ -1,0 +1,207 @@
+"""The contract every translator keeps, and the registry that is the only dispatch.
+
+Three things stay apart: configuration (the constructor's arguments, stored and nothing else), state (learned
+attributes, ending in ``_``) and result (`FitResult`, in ``result_``).
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+
+from celltransfer.data.pair import Matrix, ModalityPair, dense
+from celltransfer.errors import AnchorError, ConditionError, ConfigError, FeatureError, ModelFormatError, NotFittedError
+
+if TYPE_CHECKING:
+    from celltransfer.train.loop import Trainer
+    from celltransfer.train.outcome import FitResult
+
+Self = TypeVar("Self", bound="Translator")
+Arrays = dict[str, np.ndarray]
+
+
+class Translator(ABC):
+    """Learns a map from source features to target features from unpaired cells and a few anchor pairs.
+
+    A subclass sets `name` and writes `_fit`, `_translate`, `_state` and `_load_state`. Its constructor stores its
+    keyword arguments under their own names and does nothing else, not even validation.
+
+    Attributes
+    ----------
+    name
+        Name in the registry, the ``method=`` of `celltransfer.fit`.
+    min_anchors
+        Fewest anchor pairs the method can be fitted with.
+    uses_conditions
+        Whether `_fit` and `_translate` look at condition codes.
+    n_features_in_, n_features_out_
+        Source and target dimension, set by `fit`.
+    result_
+        How the fit ended (`FitResult`), set by `fit`.
+    """
+
+    name: ClassVar[str] = ""
+    min_anchors: ClassVar[int] = 0
+    uses_conditions: ClassVar[bool] = False
+
+    n_features_in_: int
+    n_features_out_: int
+    result_: FitResult
+
+    def fit(
+        self: Self,
+        x: Matrix,
+        y: Matrix,
+        anchors: np.ndarray | None = None,
+        *,
+        condition_x: np.ndarray | None = None,
+        condition_y: np.ndarray | None = None,
+        seed: int = 0,
+        trainer: Trainer | None = None,
+    ) -> Self:
+        """Fit on arrays.
+
+        Parameters
+        ----------
+        x
+            Source cells, shape (n_source, d), dense or sparse.
+        y
+            Target cells, shape (n_target, D), dense or sparse. Row order carries no meaning.
+        anchors
+            Pairs (i, j) of rows of `x` and `y` that are the same cell, shape (k, 2).
+        condition_x, condition_y
+            Integer condition codes per cell, in one coding.
+        seed
+            Seed of everything random in the fit. Global random states are left alone.
+        trainer
+            Limits and device of the training loop; ``None`` takes the method's defaults.
+        """
+        rows = np.empty((0, 2), np.int64) if anchors is None else np.asarray(anchors)
+        codes = () if condition_x is None or condition_y is None else np.union1d(condition_x, condition_y)
+        pair = ModalityPair(x, y, rows, condition_x, condition_y, conditions=tuple(str(code) for code in codes))
+        return self.fit_pair(pair, seed=seed, trainer=trainer)
+
+    def fit_pair(self: Self, pair: ModalityPair, *, seed: int = 0, trainer: Trainer | None = None) -> Self:
+        """Fit on a `ModalityPair`; what `fit` and `celltransfer.fit` end in."""
+        if pair.n_anchors < self.min_anchors:
+            raise AnchorError(
+                f"method={self.name!r} needs at least {self.min_anchors} anchor pairs and got {pair.n_anchors}. "
+                "Pass more anchors, or choose a method that works without."
+            )
+        self.n_features_in_, self.n_features_out_ = int(pair.x.shape[1]), int(pair.y.shape[1])
+        self.result_ = self._fit(pair, seed=seed, trainer=trainer)
+        self.result_.seed = seed
+        self.result_.n_source, self.result_.n_target = pair.n_source, pair.n_target
+        self.result_.n_anchors = pair.n_anchors
+        return self
+
+    def translate(self, x: Matrix, condition: np.ndarray | None = None, *, batch_size: int = 8192) -> np.ndarray:
+        """Translate source cells, shape (n, d), into target features, shape (n, D), float32.
+
+        Works in blocks of `batch_size` cells, so memory beyond the result does not grow with n.
+        """
+        self._check_fitted()
+        n, width = x.shape
+        if width != self.n_features_in_:
+            raise FeatureError(f"The cells have {width} features; this translator was fitted on {self.n_features_in_}.")
+        if condition is not None and len(condition) != n:
+            raise ConditionError(f"There are {len(condition)} condition codes for {n} cells.")
+        out = np.empty((n, self.n_features_out_), dtype=np.float32)
+        for start in range(0, n, batch_size):
+            block = slice(start, start + batch_size)
+            codes = None if condition is None else np.asarray(condition)[block]
+            out[block] = self._translate(dense(x[block]), codes)
+        return out
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON-writable values."""
+        names = [p for p in inspect.signature(type(self).__init__).parameters if p != "self"]
+        return {name: getattr(self, name) for name in names}
+
+    def get_state(self) -> Arrays:
+        """Everything learned, as named arrays (no objects, so that saved files cannot carry code)."""
+        self._check_fitted()
+        return {**self._state(), "n_features": np.array([self.n_features_in_, self.n_features_out_], dtype=np.int64)}
+
+    def set_state(self: Self, state: Arrays) -> Self:
+        """Inverse of `get_state`, on an instance made with the same configuration."""
+        rest = dict(state)
+        try:
+            self.n_features_in_, self.n_features_out_ = (int(v) for v in rest.pop("n_features"))
+            self._load_state(rest)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ModelFormatError(f"The saved state does not fit method={self.name!r}: {error}") from error
+        return self
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "n_features_in_"):
+            raise NotFittedError(f"This {type(self).__name__} is not fitted yet; call `fit` first.")
+
+    @abstractmethod
+    def _fit(self, pair: ModalityPair, *, seed: int, trainer: Trainer | None) -> FitResult:
+        """Learn from `pair`; set attributes ending in ``_``."""
+
+    @abstractmethod
+    def _translate(self, x: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
+        """Translate one dense block, shape (batch, d) -> (batch, D)."""
+
+    @abstractmethod
+    def _state(self) -> Arrays:
+        """Learned arrays by name."""
+
+    @abstractmethod
+    def _load_state(self, state: Arrays) -> None:
+        """Inverse of `_state`."""
+
+
+T = TypeVar("T", bound=type[Translator])
+
+# Built-in methods by name; their modules are imported on first use, so that listing them costs nothing.
+_BUILTIN: dict[str, str] = {
+    "jacobian": "celltransfer.translators.jacobian",
+    "ridge": "celltransfer.translators.baselines",
+    "pls": "celltransfer.translators.baselines",
+    "chance": "celltransfer.translators.baselines",
+    "condition_mean": "celltransfer.translators.baselines",
+    "fgw": "celltransfer.translators.gromov",
+}
+_REGISTERED: dict[str, type[Translator]] = {}
+
+
+def register(cls: T) -> T:
+    """Class decorator: make a `Translator` available as ``method=cls.name``."""
+    if not cls.name:
+        raise ConfigError(f"{cls.__name__} has no `name`; a translator is registered under it.")
+    taken = _REGISTERED.get(cls.name)
+    if taken is not None and taken.__qualname__ != cls.__qualname__:
+        raise ConfigError(f"The name {cls.name!r} is taken by {taken.__qualname__}.")
+    _REGISTERED[cls.name] = cls
+    return cls
+
+
+def available() -> list[str]:
+    """Names of all registered translators."""
+    return sorted({*_BUILTIN, *_REGISTERED})
+
+
+def get(name: str) -> type[Translator]:
+    """The translator class registered as `name`."""
+    if name not in _REGISTERED and name in _BUILTIN:
+        import_module(_BUILTIN[name])
+    if name not in _REGISTERED:
+        raise ConfigError(f"There is no method {name!r}. Known methods: {', '.join(available())}.")
+    return _REGISTERED[name]
+
+
+def make(name: str, **config: Any) -> Translator:
+    """An unfitted translator `name` with the given configuration."""
+    cls = get(name)
+    known = [p for p in inspect.signature(cls.__init__).parameters if p != "self"]
+    unknown = sorted(set(config) - set(known))
+    if unknown:
+        raise ConfigError(f"method={name!r} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}.")
+    return cls(**config)
