@@ -169,7 +169,7 @@ def encode_conditions(labels: np.ndarray, conditions: Sequence[str], modality: s
     """Codes of `labels` in `conditions`, shape (n,), int64; unknown labels raise."""
     codes = pd.Index(conditions).get_indexer(labels)
     if (codes < 0).any():
-        unknown = sorted(set(labels[codes < 0]))
+        unknown = sorted({str(label) for label in labels[codes < 0]})
         raise ConditionError(
             f"The cells of {modality!r} have {'the condition' if len(unknown) == 1 else 'conditions'} "
             f"{', '.join(map(repr, unknown[:5]))}, unknown to the model; it knows {', '.join(map(repr, conditions))}."

@@ -1,0 +1,107 @@
+"""Reading modalities, training cells and conditions from MuData as users have them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from mudata import MuData
+
+from celltransfer.data import cells
+from celltransfer.errors import ConditionError, InputError, ModalityError
+
+
+def modality(names, **obs):
+    return AnnData(np.ones((len(names), 2), np.float32), obs=pd.DataFrame(obs, index=list(names)))
+
+
+@pytest.fixture
+def mdata():
+    rna = modality("abcd", time=[0, 1, 3, 3], donor=["x", "y", "x", "y"])
+    atac = modality("cdef", time=[3, 3, 0, 1], donor=["x", "y", "x", "x"])
+    mdata = MuData({"rna": rna, "atac": atac})
+    mdata.obs["train"] = mdata.obs_names != "d"
+    mdata.obs["split"] = ["train"] * 3 + ["test"] * 3
+    return mdata
+
+
+def test_two_modalities_need_no_names(mdata):
+    assert cells.choose_modalities(mdata, None, None) == ("rna", "atac")
+    assert cells.choose_modalities(mdata, None, "rna") == ("atac", "rna")
+    assert cells.choose_modalities(mdata, "atac", None) == ("atac", "rna")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [("gex", None, "no modality 'gex' for source="), (None, "peaks", "'peaks' for target="), ("rna", "rna", "both")],
+)
+def test_wrong_modality_names(mdata, source, target, message):
+    with pytest.raises(ModalityError, match=message):
+        cells.choose_modalities(mdata, source, target)
+
+
+def test_three_modalities_need_names(mdata):
+    three = MuData({**mdata.mod, "protein": modality("ab")})
+    with pytest.raises(ModalityError, match="say source= and target="):
+        cells.choose_modalities(three, None, "rna")
+    assert cells.choose_modalities(three, "protein", "rna") == ("protein", "rna")
+
+
+def test_only_mudata_with_shared_cells(mdata):
+    with pytest.raises(InputError, match="Expected a MuData and got AnnData"):
+        cells.check_mudata(mdata["rna"])
+    with pytest.raises(InputError, match="axis=1"):
+        cells.check_mudata(MuData({"a": modality("ab"), "b": modality("cd")}, axis=1))
+
+
+def test_empty_and_duplicated(mdata):
+    empty = MuData({"rna": modality("ab")[:0].copy(), "atac": modality("ab")})
+    with pytest.raises(ModalityError, match="'rna'\\] is empty"):
+        cells.check_modality(empty, "rna")
+    twice = modality("ab")
+    twice.obs_names = ["a", "a"]
+    holder = type("Holder", (), {"mod": {"rna": twice}})()
+    with pytest.raises(InputError, match="1 duplicated barcodes, the first 'a'"):
+        cells.check_modality(holder, "rna")
+
+
+@pytest.mark.parametrize(
+    "selection",
+    ["train", pd.Series([True, True, True, False], index=list("abcd")), ["a", "b", "c"]],
+)
+def test_training_cells(mdata, selection):
+    assert cells.select_cells(mdata, "rna", selection).tolist() == [True, True, True, False]
+
+
+def test_training_cells_by_the_word_train_and_by_mask(mdata):
+    assert cells.select_cells(mdata, "rna", "split").tolist() == [True, True, True, False]
+    assert cells.select_cells(mdata, "atac", mdata.obs_names != "d").tolist() == [True, False, True, True]
+    assert cells.select_cells(mdata, "rna", None).all()
+
+
+def test_unusable_training_columns(mdata):
+    with pytest.raises(InputError, match="expected booleans"):
+        cells.select_cells(mdata, "rna", "donor")
+    with pytest.raises(ConditionError, match="no column 'nope'"):
+        cells.select_cells(mdata, "rna", "nope")
+    with pytest.raises(InputError, match="not in the MuData, the first 'q'"):
+        cells.select_cells(mdata, "rna", ["a", "q"])
+    with pytest.raises(InputError, match="shape"):
+        cells.select_cells(mdata, "rna", np.array([True]))
+
+
+def test_conditions_join_columns_and_read_floats_as_whole_numbers(mdata):
+    assert cells.condition_labels(mdata, "rna", ["time", "donor"]).tolist() == ["0|x", "1|y", "3|x", "3|y"]
+    mdata["atac"].obs["time"] = mdata["atac"].obs["time"].astype(float)
+    assert cells.condition_labels(mdata, "atac", ["time"]).tolist() == ["3", "3", "0", "1"]
+
+
+def test_missing_and_unknown_conditions(mdata):
+    mdata["rna"].obs.loc["b", "donor"] = None
+    with pytest.raises(ConditionError, match="missing for 1 cells of 'rna', the first 'b'"):
+        cells.condition_labels(mdata, "rna", ["donor"])
+    with pytest.raises(ConditionError, match="'9', unknown to the model"):
+        cells.encode_conditions(np.array(["0", "9"]), ["0", "1"], "rna")
+
+
+def test_global_columns_reach_modalities(mdata):
+    assert cells.obs_column(mdata, "atac", "train").tolist() == [True, False, True, True]

@@ -1,0 +1,99 @@
+"""Whole or not at all."""
+
+import errno
+import warnings
+
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from mudata import MuData
+
+from celltransfer.data import writeback
+from celltransfer.errors import InputError, WriteError
+
+
+def modality(names, features):
+    var = pd.DataFrame(index=features)
+    return AnnData(np.ones((len(names), len(features)), np.float32), obs=pd.DataFrame(index=list(names)), var=var)
+
+
+@pytest.fixture
+def mdata():
+    return MuData({"rna": modality("abc", ["g1"]), "atac": modality("bcd", ["p1", "p2"])})
+
+
+def test_added_modality_survives_a_round_trip_without_warnings(mdata, tmp_path):
+    before = mdata.obs.copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        writeback.add_modality(mdata, "atac_from_rna", modality("abc", ["p1", "p2"]))
+        writeback.write_h5mu(mdata, tmp_path / "out.h5mu")
+    pd.testing.assert_frame_equal(mdata.obs, before)
+    again = mudata.read_h5mu(tmp_path / "out.h5mu")
+    assert list(again.mod) == ["rna", "atac", "atac_from_rna"]
+    assert again["atac_from_rna"].var_names.tolist() == ["p1", "p2"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out.h5mu"]
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "model"
+    target.write_text("old")
+
+    def fill_disk():
+        with writeback.atomic_path(target) as part:
+            part.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(WriteError, match="No space left.*Nothing was written"):
+        fill_disk()
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_folders_are_replaced_whole(tmp_path):
+    target = tmp_path / "model"
+    for content in ("one", "two"):
+        with writeback.atomic_path(target) as part:
+            part.mkdir()
+            (part / content).write_text(content)
+    assert [p.name for p in target.iterdir()] == ["two"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_other_errors_pass_through_and_clean_up(tmp_path):
+    def fail():
+        with writeback.atomic_path(tmp_path / "x") as part:
+            part.write_text("half")
+            raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parent_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+
+    def write():
+        with writeback.atomic_path(tmp_path / "file" / "x"):
+            pass
+
+    with pytest.raises(WriteError, match="Cannot write"):
+        write()
+
+
+def test_views_and_bad_keys_are_refused(mdata):
+    with pytest.raises(InputError, match="is a view"):
+        writeback.check_writable(mdata[:2], "new")
+    for key in ("a/b", ""):
+        with pytest.raises(InputError, match="not a valid modality name"):
+            writeback.check_writable(mdata, key)
+
+
+def test_backed_files_are_refused(mdata, tmp_path):
+    mdata.write_h5mu(tmp_path / "m.h5mu")
+    backed = mudata.read_h5mu(tmp_path / "m.h5mu", backed="r")
+    with pytest.raises(InputError, match="backed by a file"):
+        writeback.check_writable(backed, "new")
