@@ -1,0 +1,188 @@
+"""Co-assayed single-cell datasets with checked downloads, and simulated ones with known truth.
+
+Every dataset is a :class:`mudata.MuData` whose labels, split and condition columns stand under the same name in
+``mdata.obs`` and in the ``.obs`` of each modality; sparse matrices are CSR ``float32``; counts are whole numbers.
+``mdata.uns["celltransfer_dataset"]`` says in plain strings which modalities and columns are meant:
+``name``, ``source``, ``target``, ``labels``, ``condition``, ``split``, ``licence``, ... (empty where there is none).
+
+Files come from ``settings.data_mirror``, then the cache in ``settings.cache_dir``, then the network, and are
+always checked against the hash in the registry. A built dataset is cached as ``.h5mu``.
+
+>>> import celltransfer as ct
+>>> ct.datasets.list().set_index("name").loc["a549_scicar", "modalities"]
+'rna, atac'
+>>> mdata = ct.datasets.simulate(n_obs=100)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mudata import MuData
+
+    from celltransfer.datasets.builders import pbmc68k_panels
+    from celltransfer.datasets.simulation import simulate
+    from celltransfer.datasets.unpair import unpair
+
+__all__ = [
+    "a549_scicar",
+    "a549_scicar_peaks",
+    "available",
+    "list",
+    "load",
+    "pbmc10k_cite",
+    "pbmc68k_panels",
+    "scgem",
+    "simulate",
+    "snare_cortex",
+    "unpair",
+]
+
+# Imported on first use: their modules need numpy, pandas and anndata.
+_LAZY = {
+    "simulate": "celltransfer.datasets.simulation",
+    "pbmc68k_panels": "celltransfer.datasets.builders",
+    "unpair": "celltransfer.datasets.unpair",
+}
+
+
+def list() -> pd.DataFrame:
+    """All datasets, one row each.
+
+    Returns
+    -------
+    Table with columns ``name``, ``title``, ``assay``, ``modalities``, ``n_obs``, ``pairing``, ``split``, ``labels``,
+    ``condition``, ``licence``, ``citation`` and ``available`` (loads without the network).
+    """
+    import pandas as pd
+
+    from celltransfer.datasets.registry import entries
+
+    columns = ("name", "title", "assay", "n_obs", "pairing", "split", "labels", "condition", "licence", "citation")
+    rows = [{column: getattr(entry, column) for column in columns} for entry in entries().values()]
+    table = pd.DataFrame(rows)
+    table.insert(3, "modalities", [", ".join(entry.modalities) for entry in entries().values()])
+    table["available"] = [available(name) for name in table["name"]]
+    return table
+
+
+def available(name: str) -> bool:
+    """Whether a dataset loads without the network: generated, cached, or in the mirror.
+
+    Raises
+    ------
+    DatasetError
+        There is no dataset of this name.
+    """
+    from celltransfer.datasets import fetch, registry
+
+    return fetch.is_local(registry.get(name))
+
+
+def load(name: str, **kwargs: Any) -> MuData:
+    """Load a dataset by name.
+
+    Parameters
+    ----------
+    name
+        A name from :func:`list`.
+    kwargs
+        Arguments of a generated dataset, e.g. ``n_obs`` of ``"simulate"``. The others take none.
+
+    Raises
+    ------
+    DatasetError
+        The name is unknown, or the files are neither cached, nor in the mirror, nor to be downloaded, or have a
+        wrong hash.
+    ConfigError
+        Arguments are passed for a dataset that takes none.
+    """
+    from celltransfer.datasets import fetch, registry
+
+    return fetch.load(registry.get(name), **kwargs)
+
+
+def a549_scicar() -> MuData:
+    """sci-CAR: 1,874 A549 cells after 0, 1 and 3 h of dexamethasone, with the published test split.
+
+    ``rna`` 2,613 genes and ``atac`` 815 features (most likely totals per transcription factor motif, not peaks), both
+    integer counts. ``obs``: ``treatment_time`` (0, 1, 3), ``split`` (1,534 train, 340 test), ``rna_total``,
+    ``atac_total``. ``rna.var["named"]`` marks the 1,014 genes whose name was recovered; ``var["source_index"]`` is the
+    upstream row. 12 cells have no ATAC count.
+
+    References
+    ----------
+    Cao et al. 2018, Science 361:1380. Matrices and split: Yang et al. 2021, Nature Communications 12:31.
+    """
+    return load("a549_scicar")
+
+
+def a549_scicar_peaks() -> MuData:
+    """sci-CAR: 2,641 A549 cells of the same experiment with 1,185 named genes and 52,761 peaks (hg19).
+
+    Upstream holds ``log1p(1e4 c / T)``; the integer counts ``c`` and library sizes ``T`` are recovered exactly.
+    ``obs``: ``treatment_time``, ``split`` (train and test as in :func:`a549_scicar`, ``extra`` for cells outside it),
+    ``rna_library_size`` (over all genes), ``atac_library_size``. ``atac.var``: ``chrom``, ``start``, ``end``.
+    ATAC counts are mostly even, being read ends.
+
+    References
+    ----------
+    Cao et al. 2018, Science 361:1380. Matrices: Jin, Zhang & Nie 2020, Genome Biology 21:25.
+    """
+    return load("a549_scicar_peaks")
+
+
+def snare_cortex() -> MuData:
+    """SNARE-seq: 10,309 nuclei of the adult mouse cortex, 1,677 genes and 25,734 peaks (mm10).
+
+    ``obs``: ``cell_type`` (15, of which ``Mis`` is a mixed cluster), ``cell_type_fine`` (23), ``batch`` (12),
+    ``rna_total``, ``atac_total``. ``atac.var``: ``chrom``, ``start``, ``end`` and ``linked_gene``, the one gene each
+    peak is tied to; ``mdata.uns["feature_links"]`` holds the same as a CSR matrix of zeros and ones, shape
+    (25,734 peaks, 1,677 genes).
+
+    References
+    ----------
+    Chen, Lake & Zhang 2019, Nature Biotechnology 37:1452. Subset: Zhang et al. 2023 (scMoMaT).
+    """
+    return load("snare_cortex")
+
+
+def scgem() -> MuData:
+    """sc-GEM: 177 cells from fibroblast to iPS, 34 genes and 27 methylation loci.
+
+    ``rna`` is dense log expression from qPCR (not counts), ``methylation`` binary. ``obs``: ``cell_type`` (BJ, d8,
+    d16T+, d24T+, iPS) and ``label``, its number 1 to 5 in that order.
+
+    References
+    ----------
+    Cheow et al. 2016, Nature Methods 13:833. Matrices: Cao, Hong & Wan 2022 (Pamona).
+    """
+    return load("scgem")
+
+
+def pbmc10k_cite() -> MuData:
+    """CITE-seq: 5,994 PBMCs, 4,000 genes and 14 surface proteins, all counts.
+
+    ``obs``: ``cell_type`` (7; they follow protein gates closely), ``source_label`` (1 to 7, the number upstream),
+    ``rna_total``, ``protein_total``. ``protein.X`` is dense.
+
+    References
+    ----------
+    10x Genomics 2018, pbmc_10k_protein_v3. Counts: Gayoso et al. 2021 (totalVI). Labels: Lin et al. 2022 (scMDC).
+    """
+    return load("pbmc10k_cite")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        # Kept, because importing a submodule sets an attribute of its name, which may be the function's.
+        globals()[name] = getattr(import_module(_LAZY[name]), name)
+        return globals()[name]
+    raise AttributeError(f"module 'celltransfer.datasets' has no attribute {name!r}")
+
+
+def __dir__() -> Any:
+    return sorted({*globals(), *__all__})

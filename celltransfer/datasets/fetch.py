@@ -1,0 +1,191 @@
+"""From a registry entry to its files and its MuData: mirror, then cache, then network, always by hash.
+
+Nothing is ever half there: downloads and built datasets are written under another name and moved into place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from celltransfer.errors import ConfigError, DatasetError
+from celltransfer.settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mudata import MuData
+
+    from celltransfer.datasets.registry import Entry, RemoteFile
+
+RETRIES = 2
+"""How often a failed download is tried again."""
+
+TIMEOUT = 30
+"""Seconds without an answer after which a download fails."""
+
+BUILDER_VERSION = 1
+"""Part of the cache key; raise it when a builder gives another result."""
+
+_log = logging.getLogger(__name__)
+
+
+def load(entry: Entry, **kwargs: Any) -> MuData:
+    """Build a dataset, or read it from the cache of built ones.
+
+    Raises
+    ------
+    DatasetError
+        A file can neither be found nor downloaded, or has a wrong hash.
+    ConfigError
+        ``kwargs`` are given for a dataset that is not generated.
+    """
+    module, function = entry.builder.split(":")
+    build: Callable[..., MuData] = getattr(import_module(module), function)
+    if entry.type == "generated":
+        return build(**kwargs)
+    if kwargs:
+        raise ConfigError(f"Dataset {entry.name!r} takes no arguments, got {', '.join(kwargs)}.")
+    path = built_path(entry)
+    if _is_intact(path):
+        return _read(path)
+    mdata = build({file.name: locate(file) for file in entry.files})
+    _store(mdata, path)
+    return mdata
+
+
+def is_local(entry: Entry) -> bool:
+    """Whether :func:`load` needs no network."""
+    return built_path(entry).exists() or all(_find(file) is not None for file in entry.files)
+
+
+def locate(file: RemoteFile) -> Path:
+    """Path of a verified copy of an upstream file: in the mirror, in the cache, or downloaded into the cache.
+
+    An ``alternative`` beside the mirror is returned in place of the file where the mirror lacks it; its name tells.
+
+    Raises
+    ------
+    DatasetError
+        The file in the mirror has a wrong hash, or there is none and the download fails.
+    """
+    found = _find(file)
+    if found is None:
+        return _download(file)
+    path, expected = found
+    if _hash(path, expected) == expected:
+        return path
+    if path == cache_path(file):
+        path.unlink()
+        return _download(file)
+    raise DatasetError(
+        f"{path} in the data mirror is not the file that {file.dataset!r} needs: expected hash {expected}, "
+        f"found {_hash(path, expected)}. Replace or remove it."
+    )
+
+
+def cache_path(file: RemoteFile) -> Path:
+    """Where a downloaded file is kept."""
+    return settings.cache_dir / file.dataset / file.name
+
+
+def built_path(entry: Entry) -> Path:
+    """Where the built dataset is kept; the name holds a key of its sources and of the builder's version."""
+    parts = [str(BUILDER_VERSION), *(file.fingerprint for file in entry.files)]
+    key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
+    return settings.cache_dir / "built" / f"{entry.name}-{key}.h5mu"
+
+
+def _find(file: RemoteFile) -> tuple[Path, str] | None:
+    """The first place that has the file, not yet verified, and the hash it should have there."""
+    places = [(cache_path(file), file.fingerprint)]
+    mirror = settings.data_mirror
+    if mirror is not None:
+        if file.alternative is not None:
+            places.insert(0, (Path(mirror).parent / file.alternative[0], file.alternative[1]))
+        places.insert(0, (Path(mirror) / file.dataset / file.name, file.fingerprint))
+    return next(((path, expected) for path, expected in places if path.is_file()), None)
+
+
+def _hash(path: Path, expected: str) -> str:
+    """Hash of a file of the kind and length of ``expected``: SHA-256, or leading digits of the git blob SHA-1."""
+    content = path.read_bytes()
+    if len(expected) == 64:
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()[: len(expected)]
+
+
+def _download(file: RemoteFile) -> Path:
+    import pooch
+
+    path = cache_path(file)
+    known_hash = f"sha256:{file.sha256}" if file.sha256 else None
+    try:
+        downloader = pooch.HTTPDownloader(progressbar=_show_progress(), timeout=TIMEOUT)
+        source = pooch.create(
+            path.parent,
+            base_url="",
+            registry={file.name: known_hash},
+            urls={file.name: file.url},
+            retry_if_failed=RETRIES,
+        )
+        source.fetch(file.name, downloader=downloader)
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"{file.dataset}/{file.name} is not in the cache {settings.cache_dir} and could not be downloaded from "
+            f"{file.url}: {error}. Without a network, set CELLTRANSFER_DATA_MIRROR (now {settings.data_mirror}) to a "
+            f"folder that holds {file.dataset}/{file.name}."
+        ) from error
+    found = _hash(path, file.fingerprint)
+    if found != file.fingerprint:
+        path.unlink()
+        raise DatasetError(f"{file.url} gave a file with hash {found}, expected {file.fingerprint}; it was not kept.")
+    return path
+
+
+def _show_progress() -> bool:
+    if settings.progress is not None:
+        return settings.progress
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def _checksum_path(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a built dataset is complete: it has the checksum that was written after it."""
+    checksum = _checksum_path(path)
+    if not (path.is_file() and checksum.is_file()):
+        return False
+    return hashlib.sha256(path.read_bytes()).hexdigest() == checksum.read_text().strip()
+
+
+def _read(path: Path) -> MuData:
+    import mudata
+
+    from celltransfer.datasets.assemble import no_pull
+
+    with no_pull():
+        return mudata.read_h5mu(path)
+
+
+def _store(mdata: MuData, path: Path) -> None:
+    """Cache a built dataset; a cache that cannot be written costs time, not the dataset."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            mdata.write_h5mu(temporary)
+            checksum = _checksum_path(temporary)
+            checksum.write_text(hashlib.sha256(temporary.read_bytes()).hexdigest())
+            os.replace(temporary, path)
+            os.replace(checksum, _checksum_path(path))
+    except OSError as error:
+        _log.info("The built dataset was not cached in %s: %s", path.parent, error)

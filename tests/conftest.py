@@ -1,0 +1,49 @@
+"""Fixtures for every test: real datasets where they can be had, and a small simulated one."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import celltransfer as ct
+import pytest
+from celltransfer.datasets.assemble import no_pull
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mudata import MuData
+
+
+@pytest.fixture(scope="session")
+def real_dataset() -> Callable[[str], MuData]:
+    """``real_dataset(name)``: a fresh copy of a dataset; skips the test where it would need the network.
+
+    Downloads are made only if ``CELLTRANSFER_TEST_DOWNLOAD`` is set.
+    """
+    loaded: dict[str, MuData] = {}
+
+    def load(name: str) -> MuData:
+        if name not in loaded:
+            if not (ct.datasets.available(name) or os.environ.get("CELLTRANSFER_TEST_DOWNLOAD")):
+                pytest.skip(
+                    f"dataset {name} is neither cached nor in a mirror; set CELLTRANSFER_DATA_MIRROR to a folder that "
+                    "has it, or CELLTRANSFER_TEST_DOWNLOAD=1 to download it"
+                )
+            loaded[name] = ct.datasets.load(name)
+        with no_pull():
+            return loaded[name].copy()
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def _simulated() -> MuData:
+    return ct.datasets.simulate(n_obs=400, n_genes=120, n_peaks=200, n_types=4, seed=0)
+
+
+@pytest.fixture
+def simulated(_simulated: MuData) -> MuData:
+    """400 simulated cells with RNA and ATAC, all co-assayed; a fresh copy for each test."""
+    with no_pull():
+        return _simulated.copy()
