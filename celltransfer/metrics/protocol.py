@@ -1,0 +1,493 @@
+"""Hide the pairing of co-assayed cells, let a method translate, and score it where the truth is known.
+
+>>> task = make_task(mdata, "rna", "atac", n_anchors=10)  # doctest: +SKIP
+>>> model = ct.fit(task.mdata, source="rna", target="atac", anchors=task.anchors)  # doctest: +SKIP
+>>> score(task, model.translate(task.source_test)).values["foscttm"]  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import mudata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from celltransfer.data.cells import check_modality, check_mudata, obs_column
+from celltransfer.errors import AnchorError, ConfigError, FeatureError, InputError
+from celltransfer.metrics import scores
+from celltransfer.metrics.controls import CONTROLS, ControlData, without_depth
+from celltransfer.metrics.space import ScoringSpace
+from celltransfer.pp.transforms import CLR, Identity, LogNormalize, Normalizer, TfIdf, totals
+
+if TYPE_CHECKING:
+    from celltransfer.data.pair import Matrix
+
+Regime = Literal["disjoint", "shared"]
+Prediction: TypeAlias = "AnnData | tuple[Any, Any]"
+FitPredict = Callable[[mudata.MuData, pd.DataFrame, AnnData], Any]
+
+TEST_SHARE, DEV_SHARE = 0.25, 0.2
+SOURCE_COMPONENTS = 50
+_SPLIT_COLUMN = "split"
+_SUFFIXES: dict[scores.Metric, str] = {"cosine": "", "euclidean": "_euclidean", "csls": "_csls"}
+_NORMALIZERS: dict[str, Callable[[], Normalizer]] = {
+    "rna": lambda: LogNormalize(target_sum=1e4),
+    "atac": lambda: TfIdf(flavor="muon", scale_factor=1e4),
+    "protein": lambda: CLR(axis="cell"),
+    "methylation": Identity,
+    "none": Identity,
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Named scores.
+
+    Attributes
+    ----------
+    values
+        One figure per score; NaN where it is not defined.
+    per_cell
+        The values whose mean a score is, shape (n,), for `celltransfer.metrics.bootstrap`.
+    """
+
+    values: dict[str, float]
+    per_cell: dict[str, np.ndarray] = field(repr=False)
+
+    def __getitem__(self, name: str) -> float:
+        return self.values[name]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One translation problem with a known answer. A method may see `mdata`, `anchors` and `source_test` only.
+
+    Attributes
+    ----------
+    source, target
+        Names of the modalities.
+    regime
+        ``"disjoint"`` or ``"shared"``, see `make_task`.
+    mdata
+        Training cells. Target cells have new names, rows are shuffled in each modality on its own, and obs holds
+        the condition alone.
+    anchors
+        The revealed pairs: table of ``source_id`` and ``target_id``.
+    source_test
+        Source cells to translate.
+    truth
+        Their true target cells, in the same order. For the scorer only.
+    train_pairs
+        Source and target of all training cells, matched rows. For the ceiling and the label controls only.
+    condition
+        Name of the condition column, or ``None``.
+    labels
+        Labels of the evaluation cells, or ``None``.
+    target_names
+        Original barcode of every target cell in `mdata`. For the scorer only.
+    label_column, kinds, n_components
+        Where labels come from, how each modality is normalised, and the dimension of the scoring space.
+    """
+
+    source: str
+    target: str
+    regime: Regime
+    mdata: mudata.MuData
+    anchors: pd.DataFrame
+    source_test: AnnData
+    truth: AnnData = field(repr=False)
+    train_pairs: tuple[AnnData, AnnData] = field(repr=False)
+    condition: str | None
+    labels: np.ndarray | None = field(repr=False)
+    target_names: pd.Series = field(repr=False)
+    label_column: str | None
+    kinds: Mapping[str, str]
+    n_components: int = 20
+
+    @property
+    def conditions(self) -> np.ndarray | None:
+        """Conditions of the evaluation cells, shape (n,)."""
+        return None if self.condition is None else self.source_test.obs[self.condition].to_numpy()
+
+    @cached_property
+    def normalizer(self) -> Normalizer:
+        """The scorer's own normalisation of the target, fitted on training cells."""
+        return _NORMALIZERS[self.kinds[self.target]]().fit(_matrix(self.train_pairs[1]))
+
+    @cached_property
+    def space(self) -> ScoringSpace:
+        """The scoring space, fitted on the target side of all training cells."""
+        return ScoringSpace.fit(self.normalizer.transform(_matrix(self.train_pairs[1])), self.n_components)
+
+    @cached_property
+    def truth_normalised(self) -> Matrix:
+        """True target cells on the normalised scale, shape (n, p)."""
+        return self.normalizer.transform(_matrix(self.truth))
+
+    @cached_property
+    def truth_points(self) -> np.ndarray:
+        """True target cells in the scoring space, shape (n, d)."""
+        return self.space.transform(self.truth_normalised)
+
+    @cached_property
+    def control_data(self) -> ControlData:
+        """What the controls look at."""
+        return _control_data(self)
+
+
+def make_task(
+    mdata: mudata.MuData,
+    source: str,
+    target: str,
+    *,
+    regime: Regime = "disjoint",
+    n_anchors: int = 10,
+    seed: int = 0,
+    part: Literal["dev", "test"] = "test",
+    split: str | None = None,
+    transductive: bool = False,
+    condition: str | None = None,
+    labels: str | None = None,
+    kinds: Mapping[str, str] | None = None,
+    n_components: int = 20,
+) -> Task:
+    """Turn co-assayed cells into a translation problem with a hidden answer.
+
+    Cells are split into train and test by the obs column `split`, or 75 to 25 by a draw that depends on the
+    barcodes alone. ``part="dev"``, for all choices, evaluates on a fixed fifth of the training cells and trains on
+    the rest; ``part="test"`` evaluates on test and trains on all training cells. The seed draws anchors and roles:
+    with one seed, fewer anchors are a subset of more.
+
+    Parameters
+    ----------
+    mdata
+        Co-assayed cells; those measured in one modality only are left out. Not modified.
+    source, target
+        Modalities to translate from and to.
+    regime
+        ``"disjoint"``: half of the training cells give their source, the other half their target, and the anchors
+        come from outside both. ``"shared"``: all training cells give both, shuffled; never compare the two.
+    n_anchors
+        Number of pairs that are revealed.
+    part
+        What is scored.
+    split
+        obs column with the values train and test (others are left out); ``None``: ``"split"`` where there is one.
+    transductive
+        Score the training cells themselves, anchors left out, and train on every cell; for tiny data, and
+        ``regime="shared"`` only. `part` and `split` play no role.
+    condition
+        obs column that methods may use.
+    labels
+        obs column for the label scores and controls; methods never see it.
+    kinds
+        Normalisation per modality: rna, atac, protein, methylation or none. Default: by the modality's name, and
+        none where the values are not counts.
+    n_components
+        Dimensions of the scoring space, at most; fixed per dataset, fewer where features are few and noisy.
+    """
+    check_mudata(mdata)
+    sides = check_modality(mdata, source), check_modality(mdata, target)
+    if regime not in ("disjoint", "shared"):
+        raise ConfigError(f"regime={regime!r} is not known; choose 'disjoint' or 'shared'.")
+    if transductive and regime != "shared":
+        raise ConfigError("transductive=True needs regime='shared': it scores training cells of both modalities.")
+    barcodes = np.sort(sides[0].obs_names.intersection(sides[1].obs_names).to_numpy(dtype=str))
+    if transductive:
+        pool = evaluated = barcodes
+    else:
+        pool, evaluated = _split(mdata, source, barcodes, split, part)
+    roles = _roles(pool, regime, n_anchors, seed)
+    if transductive:
+        evaluated = np.setdiff1d(evaluated, roles["anchors"])
+    columns = {condition: True, labels: False}
+    obs = pd.DataFrame({c: obs_column(mdata, source, c).reindex(barcodes) for c in columns if c}, index=barcodes)
+    frames = [_bare(adata, barcodes, obs[[condition] if condition else []]) for adata in sides]
+    hidden, anchors, target_names = _hide(frames, (source, target), roles, seed)
+    return Task(
+        source=source,
+        target=target,
+        regime=regime,
+        mdata=hidden,
+        anchors=anchors,
+        source_test=frames[0][evaluated].copy(),
+        truth=frames[1][evaluated].copy(),
+        train_pairs=tuple(_labelled(frame[pool].copy(), obs, labels) for frame in frames),
+        condition=condition,
+        labels=_names(obs.loc[evaluated, labels]) if labels else None,
+        target_names=target_names,
+        label_column=labels,
+        kinds={name: _kind(name, adata, kinds) for name, adata in zip((source, target), sides, strict=True)},
+        n_components=n_components,
+    )
+
+
+def score(task: Task, prediction: Prediction) -> Scores:
+    """Score translated cells on the target's normalised scale.
+
+    Parameters
+    ----------
+    task
+        The problem.
+    prediction
+        AnnData with the cells of ``task.source_test`` and target features in ``X``; or a matrix with rows in that
+        order, and the names of its features. Features left out count as their training mean.
+    """
+    matrix, features = _aligned(task, prediction)
+    result = score_points(task, task.space.transform_prediction(matrix, features))
+    truth = task.truth_normalised[:, features]
+    per_cell = result.per_cell | {"mse": scores.mse_per_cell(matrix, truth)}
+    values = dict(result.values)
+    for method in ("pearson", "spearman"):
+        per_cell[f"{method}_per_cell"] = scores.correlation_per_cell(matrix, truth, method)
+        values[f"{method}_per_feature"] = float(scores.correlation_per_feature(matrix, truth, method).mean())
+    return Scores(values | {name: _mean(per_cell[name]) for name in per_cell}, per_cell)
+
+
+def score_points(task: Task, points: np.ndarray) -> Scores:
+    """Score translated cells that are already in the scoring space, shape (n, d); they are centred here."""
+    truth = task.truth_points
+    points = np.asarray(points, dtype=np.float64)
+    if points.shape != truth.shape:
+        raise InputError(f"The points have shape {points.shape}; the evaluation cells have {truth.shape}.")
+    points = points - points.mean(axis=0)
+    per_cell = dict(_per_cell(task, points, truth))
+    values = {name: _mean(cells) for name, cells in per_cell.items()}
+    values["energy_distance"] = scores.energy_distance(points, truth)
+    values["classifier_auc"] = scores.classifier_auc(points, truth)
+    return Scores(values, per_cell)
+
+
+def control_table(task: Task, seed: int = 0) -> dict[str, Scores]:
+    """Scores of every control that the task allows.
+
+    ``pandas.DataFrame({name: scores.values for name, scores in control_table(task).items()}).T`` is the table.
+    """
+    points = {name: control(task.control_data, seed) for name, control in CONTROLS.items()}
+    return {name: score_points(task, values) for name, values in points.items() if values is not None}
+
+
+def leak_test(fit_predict: FitPredict, task: Task, seed: int = 0) -> bool:
+    """Whether a method is blind to the names of the target cells, as it must be.
+
+    The names of all non-anchor target cells are permuted and the arrays kept; the predictions must not change in a
+    single bit. The method runs twice.
+
+    Parameters
+    ----------
+    fit_predict
+        ``(mdata, anchors, source_test) -> predictions``, shape (n, p), with its seeds fixed.
+    """
+    before = fit_predict(task.mdata, task.anchors, task.source_test)
+    after = fit_predict(_renamed(task, seed), task.anchors, task.source_test)
+    before, after = _array(before), _array(after)
+    return before.shape == after.shape and before.tobytes() == after.tobytes()
+
+
+def _per_cell(task: Task, points: np.ndarray, truth: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and per-cell values of the scores that are means over cells."""
+    for metric, suffix in _SUFFIXES.items():
+        ranks = scores.partner_ranks(points, truth, metric)
+        back = scores.partner_ranks(truth, points, metric)
+        forward, backward = scores.fraction_closer(ranks), scores.fraction_closer(back)
+        yield f"foscttm{suffix}", (forward + backward) / 2
+        if not suffix:
+            yield "foscttm_source_to_target", forward
+            yield "foscttm_target_to_source", backward
+        for k in (10, 50):
+            yield f"knn_accuracy{suffix}@{k}", scores.within_nearest(ranks, k)
+    for k in (10, 50):
+        yield f"knn_accuracy_cmae@{k}", scores.knn_accuracy_cmae_per_cell(points, truth, k)
+    depths = [_log_depth(adata) for adata in (task.source_test, task.truth)]
+    flat_points, flat_truth = (without_depth(values, *depths) for values in (points, truth))
+    yield "foscttm_depth_regressed", scores.foscttm_per_cell(flat_points, flat_truth).overall
+    for name, groups in (("label", task.labels), ("condition", task.conditions)):
+        if groups is not None:
+            yield f"foscttm_within_{name}", scores.foscttm_within_per_cell(points, truth, groups)
+    if task.labels is not None:
+        yield "label_transfer_accuracy", scores.label_transfer_per_cell(points, truth, task.labels)
+
+
+def _split(
+    mdata: mudata.MuData, source: str, barcodes: np.ndarray, column: str | None, part: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Barcodes to train on and to evaluate on."""
+    if part not in ("dev", "test"):
+        raise ConfigError(f"part={part!r} is not known; choose 'dev' or 'test'.")
+    if column is None and _SPLIT_COLUMN in mdata.mod[source].obs:
+        column = _SPLIT_COLUMN
+    if column is None:
+        train, test = _draw(barcodes, TEST_SHARE)
+    else:
+        values = obs_column(mdata, source, column).reindex(barcodes).to_numpy(dtype=str)
+        train, test = barcodes[values == "train"], barcodes[values == "test"]
+    if part == "dev":
+        train, test = _draw(train, DEV_SHARE)
+    if min(len(train), len(test)) < 2:
+        raise InputError(f"The split leaves {len(train)} cells to train on and {len(test)} to score; both need 2.")
+    return train, test
+
+
+def _draw(barcodes: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Split at random, the same way for the same barcodes on every machine and for every seed."""
+    rng = np.random.default_rng(zlib.crc32("\n".join(barcodes).encode()))
+    shuffled = rng.permutation(barcodes)
+    cut = round(len(barcodes) * share)
+    return np.sort(shuffled[cut:]), np.sort(shuffled[:cut])
+
+
+def _roles(pool: np.ndarray, regime: Regime, n_anchors: int, seed: int) -> dict[str, np.ndarray]:
+    """Barcodes that give anchors, source cells and target cells, in random and unrelated orders."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(pool)
+    if not 0 <= n_anchors <= len(pool) - 2:
+        raise AnchorError(f"n_anchors={n_anchors} of {len(pool)} training cells; expected 0 to {len(pool) - 2}.")
+    anchors, rest = order[:n_anchors], order[n_anchors:]
+    half = len(rest) // 2
+    own = (rest[:half], rest[half:]) if regime == "disjoint" else (rest, rest)
+    source, target = (rng.permutation(np.concatenate([anchors, cells])) for cells in own)
+    return {"anchors": anchors, "source": source, "target": target}
+
+
+def _hide(
+    frames: list[AnnData], names: tuple[str, str], roles: dict[str, np.ndarray], seed: int
+) -> tuple[mudata.MuData, pd.DataFrame, pd.Series]:
+    """The MuData that methods see, the anchors, and the key to the new target names."""
+    numbers = np.random.default_rng([seed, 1]).permutation(len(roles["target"]))
+    key = pd.Series(roles["target"], index=[f"target_cell_{i:06d}" for i in numbers])
+    target = frames[1][roles["target"]].copy()
+    target.obs_names = key.index
+    found = pd.Series(key.index, index=key.to_numpy())[roles["anchors"]].to_numpy(dtype=object)
+    anchors = pd.DataFrame({"source_id": roles["anchors"].astype(object), "target_id": found})
+    return _mudata({names[0]: frames[0][roles["source"]].copy(), names[1]: target}), anchors, key
+
+
+def _mudata(modalities: dict[str, AnnData]) -> mudata.MuData:
+    """MuData with the obs columns of its modalities pulled up under their own names."""
+    with mudata.set_options(pull_on_update=False):
+        mdata = mudata.MuData(modalities)
+    obs = pd.concat([adata.obs for adata in modalities.values()])
+    for column in obs:
+        mdata.obs[column] = obs[column].reindex(mdata.obs_names)
+    return mdata
+
+
+def _bare(adata: AnnData, barcodes: np.ndarray, obs: pd.DataFrame) -> AnnData:
+    """Matrix, features and condition of the cells, and nothing else that could tell a cell's partner."""
+    rows = adata.obs_names.get_indexer(barcodes)
+    return AnnData(adata.X[rows], obs=obs.copy(), var=adata.var.copy())
+
+
+def _labelled(adata: AnnData, obs: pd.DataFrame, labels: str | None) -> AnnData:
+    if labels:
+        adata.obs[labels] = _names(obs.loc[adata.obs_names, labels])
+    return adata
+
+
+def _names(labels: pd.Series) -> np.ndarray:
+    """Labels as text, ``None`` where unknown."""
+    return np.array([None if pd.isna(label) else str(label) for label in labels], dtype=object)
+
+
+def _renamed(task: Task, seed: int) -> mudata.MuData:
+    """The task's MuData with the names of all target cells but the anchors permuted, arrays and rows untouched."""
+    target = task.mdata.mod[task.target].copy()
+    names = np.array(target.obs_names, dtype=object)
+    free = np.flatnonzero(~np.isin(names, task.anchors["target_id"].to_numpy(dtype=object)))
+    names[free] = names[np.random.default_rng(seed).permutation(free)]
+    target.obs_names = names
+    return _mudata({task.source: task.mdata.mod[task.source].copy(), task.target: target})
+
+
+def _kind(name: str, adata: AnnData, kinds: Mapping[str, str] | None) -> str:
+    kind = (kinds or {}).get(name)
+    if kind is None:
+        values = _matrix(adata).data if sp.issparse(adata.X) else np.asarray(adata.X)
+        kind = name if name in _NORMALIZERS and bool(np.all(values == np.rint(values))) else "none"
+    if kind not in _NORMALIZERS:
+        raise ConfigError(f"kinds[{name!r}]={kind!r} is not known; choose one of {', '.join(_NORMALIZERS)}.")
+    return kind
+
+
+def _aligned(task: Task, prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted matrix in the order of the evaluation cells, and positions of its columns among the target features."""
+    if isinstance(prediction, AnnData):
+        rows = prediction.obs_names.get_indexer(task.source_test.obs_names)
+        if (rows < 0).any() or prediction.n_obs != len(rows):
+            raise InputError(
+                f"The prediction has {prediction.n_obs} cells, {int((rows >= 0).sum())} of the {len(rows)} in "
+                "`task.source_test`; it must hold exactly those."
+            )
+        prediction = prediction.X[rows], prediction.var_names
+    matrix, names = prediction
+    matrix = _array(matrix)
+    if matrix.shape != (task.source_test.n_obs, len(names)):
+        raise InputError(
+            f"The prediction has shape {matrix.shape}; expected {task.source_test.n_obs} cells x {len(names)} features."
+        )
+    features = task.truth.var_names.get_indexer(pd.Index(names))
+    if (features < 0).any() or len(np.unique(features)) != len(features):
+        raise FeatureError(
+            f"{int((features < 0).sum())} of {len(names)} predicted features are not in {task.target!r}, or some occur "
+            "twice; predict target features by their names."
+        )
+    return matrix, features
+
+
+def _control_data(task: Task) -> ControlData:
+    x_pool, y_pool = task.mdata.mod[task.source], task.mdata.mod[task.target]
+    normalizer = _NORMALIZERS[task.kinds[task.source]]().fit(_matrix(x_pool))
+    x_space = ScoringSpace.fit(normalizer.transform(_matrix(x_pool)), SOURCE_COMPONENTS)
+
+    def source_points(adata: AnnData) -> np.ndarray:
+        return x_space.transform(normalizer.transform(_matrix(adata)))
+
+    def target_points(adata: AnnData) -> np.ndarray:
+        return task.space.transform(task.normalizer.transform(_matrix(adata)))
+
+    pairs = task.train_pairs
+    rows = pairs[0].obs_names.get_indexer(task.source_test.obs_names)
+    anchors = [p.obs_names.get_indexer(task.anchors[c]) for p, c in ((x_pool, "source_id"), (y_pool, "target_id"))]
+    labels = None if task.label_column is None else pairs[0].obs[task.label_column]
+    return ControlData(
+        x=source_points(x_pool),
+        y=target_points(y_pool),
+        anchors=np.column_stack(anchors),
+        x_eval=source_points(task.source_test),
+        x_scale=x_space.scale,
+        depth_x=_log_depth(x_pool),
+        depth_y=_log_depth(y_pool),
+        depth_eval=_log_depth(task.source_test),
+        pairs_x=source_points(pairs[0]),
+        pairs_y=target_points(pairs[1]),
+        eval_pairs=rows if (rows >= 0).all() else None,
+        condition_y=None if task.condition is None else y_pool.obs[task.condition].to_numpy(),
+        condition_eval=task.conditions,
+        labels_x=None if labels is None else labels[x_pool.obs_names].to_numpy(dtype=object),
+        labels_y=None if labels is None else labels[task.target_names[y_pool.obs_names]].to_numpy(dtype=object),
+        labels_eval=task.labels,
+    )
+
+
+def _array(matrix: Matrix) -> np.ndarray:
+    return np.asarray(matrix.toarray() if sp.issparse(matrix) else matrix)
+
+
+def _matrix(adata: AnnData) -> Matrix:
+    x: Matrix = adata.X
+    return sp.csr_matrix(x) if sp.issparse(x) else np.asarray(x)
+
+
+def _log_depth(adata: AnnData) -> np.ndarray:
+    return np.log1p(totals(_matrix(adata)))
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

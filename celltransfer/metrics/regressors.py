@@ -1,0 +1,141 @@
+"""Regressions that the controls and the ceiling are made of: arrays in, a prediction function out.
+
+All map standardised source features, shape (n, d), to the scoring space, shape (n, D). Both are centred by their
+training pool, so there is no intercept to estimate from a handful of pairs, and one pair already gives a direction.
+A regressor that compares settings returns the cross-validated error of its choice, so that `best_scaling` can go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Fitted(NamedTuple):
+    """A prediction function, shape (n, d) -> (n, D), and the squared error it had on cells left out."""
+
+    predict: Callable[[np.ndarray], np.ndarray]
+    error: float
+
+
+Regressor = Callable[[np.ndarray, np.ndarray], Fitted]
+
+PENALTIES = np.logspace(-2, 5, 29)
+_MAX_LEAVE_ONE_OUT = 50
+
+
+def ridge(x: np.ndarray, y: np.ndarray) -> Fitted:
+    """Ridge regression, its penalty chosen by leave-one-out in closed form.
+
+    With x = U S V', the leave-one-out residual is (y - H y) / (1 - diag H), H = U diag(s^2 / (s^2 + penalty)) U'.
+    """
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    target = u.T @ y
+
+    def loo_error(penalty: float) -> float:
+        shrink = s**2 / (s**2 + penalty)
+        leverage = (u**2) @ shrink
+        return float(np.mean(((y - u @ (shrink[:, None] * target)) / (1 - leverage)[:, None]) ** 2))
+
+    errors = [loo_error(penalty) for penalty in PENALTIES]
+    best = PENALTIES[int(np.argmin(errors))]
+    return _linear(vt.T @ ((s / (s**2 + best))[:, None] * target), min(errors))
+
+
+def pls(x: np.ndarray, y: np.ndarray, max_components: int = 10) -> Fitted:
+    """Partial least squares, its number of components chosen by leave-one-out (ten folds beyond 50 pairs)."""
+    limit = min(max_components, len(x) - 1, x.shape[1])
+    if limit < 1:
+        return _linear(_pls_coefficients(x, y, 1)[0], np.inf)
+    errors = np.zeros(limit)
+    for train, test in _folds(len(x), len(x) if len(x) <= _MAX_LEAVE_ONE_OUT else 10):
+        for c, coefficients in enumerate(_pls_coefficients(x[train], y[train], limit)):
+            errors[c] += np.sum((y[test] - x[test] @ coefficients) ** 2)
+    return _linear(_pls_coefficients(x, y, int(errors.argmin()) + 1)[-1], errors.min() / y.size)
+
+
+def cca(x: np.ndarray, y: np.ndarray, shrinkage: float = 0.1) -> Fitted:
+    """Canonical correlation analysis, read as the regression it implies; the rank is chosen by cross-validation."""
+    limit = min(x.shape[1], y.shape[1], 15)
+    errors = np.zeros(limit)
+    for train, test in _folds(len(x), 5):
+        for c, coefficients in enumerate(_cca_coefficients(x[train], y[train], limit, shrinkage)):
+            errors[c] += np.sum((y[test] - x[test] @ coefficients) ** 2)
+    return _linear(_cca_coefficients(x, y, int(errors.argmin()) + 1, shrinkage)[-1], errors.min() / y.size)
+
+
+def mlp(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Fitted:
+    """One hidden layer of 64 units, weight decay and early stopping on a tenth of the pairs."""
+    from sklearn.neural_network import MLPRegressor
+
+    network = MLPRegressor(
+        hidden_layer_sizes=(64,), alpha=1.0, early_stopping=len(x) >= 100, max_iter=1000, tol=1e-3, random_state=seed
+    )
+    network.fit(x, y)
+    return Fitted(lambda new: np.asarray(network.predict(new)).reshape(len(new), -1), np.inf)
+
+
+def best_scaling(fit: Regressor, x: np.ndarray, y: np.ndarray, scale: np.ndarray) -> Fitted:
+    """Fit on features of natural scale, whitened, and halfway, and keep the one with the lowest error.
+
+    Where the errors cannot tell (one pair), the natural scale: leading components carry more biology.
+
+    Parameters
+    ----------
+    fit
+        `ridge` or `pls`.
+    x, y
+        Whitened source features, shape (n, d), and targets, shape (n, D).
+    scale
+        Standard deviation of the features before they were whitened, shape (d,).
+    """
+    scalings = [(scale / scale.mean()) ** power for power in (1.0, 0.5, 0.0)]
+    fits = [fit(x * factor, y) for factor in scalings]
+    best = int(np.argmin(np.round([fitted.error for fitted in fits], 12)))
+    return Fitted(lambda new: fits[best].predict(new * scalings[best]), fits[best].error)
+
+
+def _linear(coefficients: np.ndarray, error: float) -> Fitted:
+    return Fitted(lambda new: new @ coefficients, float(error))
+
+
+def _pls_coefficients(x: np.ndarray, y: np.ndarray, n_components: int) -> list[np.ndarray]:
+    """Coefficients (d, D) of PLS with 1, 2, ... components (fewer where x is used up, then repeated)."""
+    residual, weights, loadings, answers, out = x.copy(), [], [], [], []
+    for _ in range(n_components):
+        left, strength, _ = np.linalg.svd(residual.T @ y, full_matrices=False)
+        score = residual @ left[:, 0]
+        size = score @ score
+        if strength[0] <= 1e-12 or size <= 1e-12:
+            break
+        weights.append(left[:, 0])
+        loadings.append(residual.T @ score / size)
+        answers.append(y.T @ score / size)
+        residual = residual - np.outer(score, loadings[-1])
+        w, p, q = np.array(weights).T, np.array(loadings).T, np.array(answers).T
+        out.append(w @ np.linalg.solve(p.T @ w, q.T))
+    out = out or [np.zeros((x.shape[1], y.shape[1]))]
+    return out + [out[-1]] * (n_components - len(out))
+
+
+def _cca_coefficients(x: np.ndarray, y: np.ndarray, rank: int, shrinkage: float) -> list[np.ndarray]:
+    """Coefficients (d, D) through the 1, 2, ..., `rank` leading canonical pairs."""
+    x_white, y_white = _inverse_root(x, shrinkage), _inverse_root(y, shrinkage)
+    u, s, vt = np.linalg.svd(x_white @ (x.T @ y / len(x)) @ y_white, full_matrices=False)
+    y_colour = np.linalg.inv(y_white)
+    return [x_white @ (u[:, :r] * s[:r]) @ vt[:r] @ y_colour for r in range(1, rank + 1)]
+
+
+def _inverse_root(points: np.ndarray, shrinkage: float) -> np.ndarray:
+    """Symmetric inverse square root of the covariance, shrunk towards a multiple of the identity."""
+    values, vectors = np.linalg.eigh(points.T @ points / len(points))
+    values = (1 - shrinkage) * values + shrinkage * values.mean() + 1e-12
+    return (vectors / np.sqrt(values)) @ vectors.T
+
+
+def _folds(n: int, n_folds: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Training and test rows of a fixed random partition."""
+    fold = np.random.default_rng(0).permutation(n) % min(n_folds, n)
+    return ((np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(min(n_folds, n)))
