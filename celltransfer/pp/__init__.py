@@ -1,0 +1,6 @@
+"""Recipes: from the cells of a modality to features for a translator, and back."""
+
+from celltransfer.pp.factories import atac, methylation, none, protein, resolve, rna
+from celltransfer.pp.recipe import Recipe
+
+__all__ = ["Recipe", "atac", "methylation", "none", "protein", "resolve", "rna"]
