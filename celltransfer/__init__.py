@@ -17,12 +17,12 @@ _ATTRIBUTES = {
     "Report": "celltransfer.reporting",
     "TransferModel": "celltransfer.model",
 }
-_MODULES = ("datasets", "errors", "metrics", "pl", "pp", "tl", "translators")
+_MODULES = ("datasets", "errors", "metrics", "pl", "pp", "tl", "train", "translators")
 
 __all__ = ["Report", "TransferModel", "fit", "load", "report", "settings", *_MODULES]  # noqa: PLE0604
 
 if TYPE_CHECKING:
-    from celltransfer import datasets, errors, metrics, pl, pp, tl, translators
+    from celltransfer import datasets, errors, metrics, pl, pp, tl, train, translators
     from celltransfer.api import fit
     from celltransfer.model import TransferModel, load
     from celltransfer.reporting import Report, report

@@ -117,11 +117,11 @@ def fit(
     )
     keys = (conditions,) if isinstance(conditions, str) else tuple(conditions or ())
     _check_recipe_names(recipes, list(mdata.mod))
+    training = {name: cells.take(adata, masks[name]) for name, adata in sides.items()}
     fitted = {
-        name: pp.resolve((recipes or {}).get(name, "auto"), name, adata).fit(adata[masks[name]])
-        for name, adata in sides.items()
+        name: pp.resolve((recipes or {}).get(name, "auto"), name, adata).fit(adata) for name, adata in training.items()
     }
-    features = {name: recipe.transform(sides[name][masks[name]]) for name, recipe in fitted.items()}
+    features = {name: recipe.transform(training[name]) for name, recipe in fitted.items()}
     levels, codes = _conditions(mdata, source, target, keys, masks)
     pair = ModalityPair(
         features[source],
@@ -176,14 +176,14 @@ def _conditions(
             f"The conditions {', '.join(keys)} have no value in common: {source!r} has {sorted(seen[source])[:5]}, "
             f"{target!r} has {sorted(seen[target])[:5]}."
         )
-    lone = sorted(seen[source] ^ seen[target])
+    lone = sorted(str(label) for label in seen[source] ^ seen[target])
     if lone:
         warnings.warn(
             f"Conditions {', '.join(map(repr, lone[:5]))} occur in one modality only; their cells are matched with nothing.",
             CelltransferWarning,
             stacklevel=3,
         )
-    levels = tuple(sorted(seen[source] | seen[target]))
+    levels = tuple(sorted(str(label) for label in seen[source] | seen[target]))
     return levels, tuple(cells.encode_conditions(labels[name], levels, name) for name in (source, target))  # type: ignore[return-value]
 
 

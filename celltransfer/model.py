@@ -14,7 +14,7 @@ import pandas as pd
 from celltransfer import translators
 from celltransfer.data import cells, storage, writeback
 from celltransfer.data.pair import Matrix, dense
-from celltransfer.errors import ConditionError, FeatureError, InputError, ModalityError, ModelFormatError
+from celltransfer.errors import CelltransferError, ConditionError, FeatureError, InputError, ModalityError, ModelFormatError
 from celltransfer.pp import Recipe
 from celltransfer.train.outcome import FitResult, Verdict
 
@@ -231,8 +231,7 @@ class TransferModel:
         """
         if adata.n_obs == 0:
             raise ModalityError(f"There are no {self.source!r} cells to translate.")
-        options = {} if on_missing is None else {"on_missing": on_missing}
-        features = self.recipes[self.source].transform(adata, **options)
+        features = self.recipes[self.source].transform(adata, on_missing=on_missing)
         return self.translator.translate(features, self._codes(adata, mdata), batch_size=batch_size)
 
     def _codes(self, adata: AnnData, mdata: MuData | None) -> np.ndarray | None:
@@ -335,6 +334,8 @@ def load(path: str | Path) -> TransferModel:
     header, arrays = storage.read_model(path, FORMAT_VERSION)
     try:
         return _rebuild(header, arrays)
+    except CelltransferError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelFormatError(f"{path} is not a complete model: {error!r}.") from error
 

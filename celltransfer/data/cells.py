@@ -79,6 +79,14 @@ def coassayed(mdata: MuData, source: str, target: str) -> np.ndarray:
     return np.column_stack([rows, partner[rows]]).astype(np.int64)
 
 
+def take(adata: AnnData, mask: np.ndarray) -> AnnData:
+    """The cells of `mask`; on disk only as long as all of them are wanted (a backed view cannot be read in blocks)."""
+    if mask.all():
+        return adata
+    part = adata[mask]
+    return part.to_memory() if adata.isbacked else part
+
+
 def check_real_barcodes(mdata: MuData, source: str, target: str) -> None:
     """Refuse row numbers as barcodes: two unpaired AnnData without names would look fully co-assayed."""
     for name in (source, target):

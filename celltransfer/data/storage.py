@@ -24,8 +24,8 @@ def write_model(path: str | Path, header: dict[str, Any], arrays: dict[str, np.n
         raise WriteError(f"{target} exists; pass overwrite=True to replace it.")
     if target.exists() and not (target / HEADER).is_file():
         raise WriteError(f"{target} exists and is no celltransfer model; it is not overwritten.")
-    # safetensors writes memory as it lies, so arrays must be contiguous.
-    plain = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+    # safetensors writes memory as it lies, so arrays must be in C order.
+    plain = {key: np.asarray(value, order="C") for key, value in arrays.items()}
     with atomic_path(target) as part:
         part.mkdir()
         (part / ARRAYS).write_bytes(save(plain))

@@ -7,9 +7,9 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celltransfer.errors import InputError, WriteError
 
@@ -34,19 +34,34 @@ def check_writable(mdata: MuData, key: str) -> None:
 def add_modality(mdata: MuData, key: str, adata: AnnData) -> None:
     """Add or replace modality `key`; the other modalities and the columns of ``mdata.obs`` stay as they are."""
     mdata.mod[key] = adata
-    with _no_pull(), warnings.catch_warnings():
+    with no_pull(), warnings.catch_warnings(), _one_index_name(mdata):
         # The translated modality has the target's feature names on purpose; mudata warns about shared names.
         warnings.filterwarnings("ignore", message=".*var_names.*", category=UserWarning)
         warnings.filterwarnings("ignore", category=FutureWarning, module="mudata")
         mdata.update()
 
 
-def _no_pull() -> contextmanager | nullcontext:
-    """mudata before 0.4 copies every modality's columns into ``mdata.obs`` on update unless told not to."""
+@contextmanager
+def _one_index_name(mdata: MuData) -> Iterator[None]:
+    """Give ``mdata.obs`` and ``mdata.var`` the index name their modalities agree on: mudata's update joins by it."""
+    names = {}
+    for axis in ("obs", "var"):
+        frame = getattr(mdata, axis)
+        found = {getattr(adata, axis).index.name for adata in mdata.mod.values()}
+        names[axis] = frame.index.name
+        frame.index.name = found.pop() if len(found) == 1 else None
+    try:
+        yield
+    finally:
+        for axis, name in names.items():
+            getattr(mdata, axis).index.name = name
+
+
+def no_pull() -> AbstractContextManager[Any]:
+    """Keep mudata before 0.4 from copying every modality's columns into ``mdata.obs``; later versions never do."""
     import mudata
 
-    options = getattr(mudata, "set_options", None)
-    return nullcontext() if options is None else options(pull_on_update=False)
+    return mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()
 
 
 @contextmanager
@@ -84,6 +99,6 @@ def _move(part: Path, target: Path) -> None:
 
 def write_h5mu(mdata: MuData, path: str | Path) -> None:
     """Write `mdata` to `path`, atomically."""
-    with atomic_path(path) as part, warnings.catch_warnings(), _no_pull():
+    with atomic_path(path) as part, warnings.catch_warnings(), no_pull():
         warnings.filterwarnings("ignore", message=".*var_names.*", category=UserWarning)
         mdata.write_h5mu(part)

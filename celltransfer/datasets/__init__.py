@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from celltransfer.datasets.builders import pbmc68k_panels
     from celltransfer.datasets.simulation import simulate
-    from celltransfer.datasets.unpair import unpair
+    from celltransfer.datasets.unpairing import unpair
 
 __all__ = [
     "a549_scicar",
@@ -45,7 +45,7 @@ __all__ = [
 _LAZY = {
     "simulate": "celltransfer.datasets.simulation",
     "pbmc68k_panels": "celltransfer.datasets.builders",
-    "unpair": "celltransfer.datasets.unpair",
+    "unpair": "celltransfer.datasets.unpairing",
 }
 
 

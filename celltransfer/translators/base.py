@@ -119,8 +119,7 @@ class Translator(ABC):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON-writable values."""
-        names = [p for p in inspect.signature(type(self).__init__).parameters if p != "self"]
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in options(type(self))}
 
     def get_state(self) -> Arrays:
         """Everything learned, as named arrays (no objects, so that saved files cannot carry code)."""
@@ -197,10 +196,18 @@ def get(name: str) -> type[Translator]:
     return _REGISTERED[name]
 
 
+def options(cls: type[Translator]) -> list[str]:
+    """Names of the options of a translator: its constructor's arguments."""
+    # A class without a constructor of its own shows object's (*args, **kwargs), which are no options.
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(cls).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind in named]
+
+
 def make(name: str, **config: Any) -> Translator:
     """An unfitted translator `name` with the given configuration."""
     cls = get(name)
-    known = [p for p in inspect.signature(cls.__init__).parameters if p != "self"]
+    known = options(cls)
     unknown = sorted(set(config) - set(known))
     if unknown:
         raise ConfigError(f"method={name!r} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}.")

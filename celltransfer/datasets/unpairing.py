@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from celltransfer.errors import InputError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mudata import MuData
 
 

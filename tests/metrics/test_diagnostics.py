@@ -1,0 +1,91 @@
+"""The verdict: right on maps that are known to be right, wrong, or undecidable."""
+
+import numpy as np
+import pytest
+
+from celltransfer import translators
+from celltransfer.data.pair import ModalityPair
+from celltransfer.metrics.diagnostics import held_out_ranks, judge
+from celltransfer.train.outcome import FitResult, Status
+
+
+def linear_pair(k, noise=0.3, n=400, seed=0):
+    """Target = rotation of the source plus noise; disjoint cells, k anchors."""
+    rng = np.random.default_rng(seed)
+    rotation = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    cells = rng.normal(size=(2 * n + k, 6)) * np.array([3, 2, 1.5, 1, 1, 1])
+    partner = cells @ rotation + noise * rng.normal(size=cells.shape)
+    x, y = np.vstack([cells[:k], cells[k : k + n]]), np.vstack([partner[:k], partner[k + n :]])
+    return ModalityPair(x, y, np.column_stack([np.arange(k), np.arange(k)]))
+
+
+def refit_with(name):
+    return lambda pair, fold: translators.make(name).fit_pair(pair, seed=fold)
+
+
+def test_a_right_map_is_identified():
+    pair = linear_pair(40)
+    verdict = judge(translators.make("ridge").fit_pair(pair), pair, refit_with("ridge"))
+    assert verdict.level == "identified"
+    assert verdict.evidence["foscttm_high"] < 0.35
+    assert verdict.evidence["held_out_anchors"] == 40
+
+
+def test_a_random_map_has_failed():
+    pair = linear_pair(80)
+    verdict = judge(translators.make("chance").fit_pair(pair), pair, refit_with("chance"))
+    assert verdict.level == "failed"
+    assert "Do not use this translation" in verdict.reasons[0]
+
+
+def test_few_anchors_cannot_tell():
+    for k in (0, 1, 2):
+        pair = linear_pair(k)
+        name = "ridge" if k else "chance"
+        verdict = judge(translators.make(name).fit_pair(pair), pair, refit_with(name))
+        assert verdict.level == "ambiguous"
+        assert "cannot be cross-validated" in verdict.reasons[0]
+
+
+def test_a_diverged_fit_has_failed_whatever_its_anchors_say():
+    pair = linear_pair(40)
+    fitted = translators.make("ridge").fit_pair(pair)
+    fitted.result_ = FitResult(Status.DIVERGED)
+    assert judge(fitted, pair, refit_with("ridge")).level == "failed"
+
+
+def test_a_translation_with_nan_has_failed():
+    pair = linear_pair(40)
+    fitted = translators.make("ridge").fit_pair(pair)
+    fitted.arrays_["offset"][:] = np.nan
+    assert judge(fitted, pair, refit_with("ridge")).level == "failed"
+
+
+@pytest.mark.parametrize("k", [10, 50])
+def test_ranks_of_a_map_without_information_average_one_half(k):
+    means = [held_out_ranks(linear_pair(k, seed=s), refit_with("chance"), np.random.default_rng(s)).mean() for s in range(20)]
+    assert abs(np.mean(means) - 0.5) < 4 * 0.29 / np.sqrt(20 * k)
+
+
+def test_estimate_agrees_with_the_truth_it_cannot_see():
+    """Left-out anchors estimate the FOSCTTM of cells whose pairing is hidden."""
+    rng = np.random.default_rng(0)
+    rotation = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    cells = rng.normal(size=(900, 6)) * np.array([3, 2, 1.5, 1, 1, 1])
+    partner = cells @ rotation + 1.5 * rng.normal(size=cells.shape)
+    anchors = np.column_stack([np.arange(100), np.arange(100)])
+    pair = ModalityPair(np.vstack([cells[:100], cells[100:400]]), np.vstack([partner[:100], partner[400:700]]), anchors)
+    fitted = translators.make("ridge").fit_pair(pair)
+    verdict = judge(fitted, pair, refit_with("ridge"))
+    from celltransfer.metrics.scores import foscttm
+
+    truth = foscttm(fitted.translate(cells[700:]), partner[700:])
+    assert verdict.evidence["foscttm_low"] - 0.02 < truth < verdict.evidence["foscttm_high"] + 0.02
+
+
+def test_a_constant_map_is_chance_not_perfect():
+    """Ties count half: a map that sends every cell to one place must not win by ties."""
+    pair = linear_pair(60)
+    verdict = judge(translators.make("condition_mean").fit_pair(pair), pair, refit_with("condition_mean"))
+    assert verdict.level != "identified"
+    assert abs(verdict.evidence["foscttm_estimate"] - 0.5) < 0.15
