@@ -92,8 +92,12 @@ class Task:
         Labels of the evaluation cells, or ``None``.
     target_names
         Original barcode of every target cell in `mdata`. For the scorer only.
-    label_column, kinds, n_components
-        Where labels come from, how each modality is normalised, and the dimension of the scoring space.
+    cell_labels
+        Label of every cell by original barcode, or ``None``. For the label controls only.
+    kinds, n_components
+        How each modality is normalised, and the dimension of the scoring space.
+    space_cells
+        Target cells the scorer's normalisation and space are fitted on; ``None``: those of `train_pairs`.
     """
 
     source: str
@@ -107,9 +111,10 @@ class Task:
     condition: str | None
     labels: np.ndarray | None = field(repr=False)
     target_names: pd.Series = field(repr=False)
-    label_column: str | None
+    cell_labels: pd.Series | None = field(repr=False)
     kinds: Mapping[str, str]
     n_components: int = 20
+    space_cells: AnnData | None = field(default=None, repr=False)
 
     @property
     def conditions(self) -> np.ndarray | None:
@@ -119,12 +124,16 @@ class Task:
     @cached_property
     def normalizer(self) -> Normalizer:
         """The scorer's own normalisation of the target, fitted on training cells."""
-        return _NORMALIZERS[self.kinds[self.target]]().fit(_matrix(self.train_pairs[1]))
+        return _NORMALIZERS[self.kinds[self.target]]().fit(self._training_target)
 
     @cached_property
     def space(self) -> ScoringSpace:
         """The scoring space, fitted on the target side of all training cells."""
-        return ScoringSpace.fit(self.normalizer.transform(_matrix(self.train_pairs[1])), self.n_components)
+        return ScoringSpace.fit(self.normalizer.transform(self._training_target), self.n_components)
+
+    @property
+    def _training_target(self) -> Matrix:
+        return _matrix(self.train_pairs[1] if self.space_cells is None else self.space_cells)
 
     @cached_property
     def truth_normalised(self) -> Matrix:
@@ -229,7 +238,7 @@ def make_task(
     )
 
 
-def score(task: Task, prediction: Prediction) -> Scores:
+def score(task: Task, prediction: Prediction, *, spearman: bool = True) -> Scores:
     """Score translated cells on the target's normalised scale.
 
     Parameters
@@ -239,13 +248,16 @@ def score(task: Task, prediction: Prediction) -> Scores:
     prediction
         AnnData with the cells of ``task.source_test`` and target features in ``X``; or a matrix with rows in that
         order, and the names of its features. Features left out count as their training mean.
+    spearman
+        Also rank correlations, which take most of the time where features are many.
     """
     matrix, features = _aligned(task, prediction)
     result = score_points(task, task.space.transform_prediction(matrix, features))
     truth = task.truth_normalised[:, features]
     per_cell = result.per_cell | {"mse": scores.mse_per_cell(matrix, truth)}
     values = dict(result.values)
-    for method in ("pearson", "spearman"):
+    methods: list[Literal["pearson", "spearman"]] = ["pearson", "spearman"] if spearman else ["pearson"]
+    for method in methods:
         per_cell[f"{method}_per_cell"] = scores.correlation_per_cell(matrix, truth, method)
         values[f"{method}_per_feature"] = float(scores.correlation_per_feature(matrix, truth, method).mean())
     return Scores(values | {name: _mean(per_cell[name]) for name in per_cell}, per_cell)
@@ -303,6 +315,8 @@ def _per_cell(task: Task, points: np.ndarray, truth: np.ndarray) -> Iterator[tup
             yield "foscttm_target_to_source", backward
         for k in (10, 50):
             yield f"knn_accuracy{suffix}@{k}", scores.within_nearest(ranks, k)
+            if not suffix:
+                yield f"knn_accuracy_target_to_source@{k}", scores.within_nearest(back, k)
     for k in (10, 50):
         yield f"knn_accuracy_cmae@{k}", scores.knn_accuracy_cmae_per_cell(points, truth, k)
     depths = [_log_depth(adata) for adata in (task.source_test, task.truth)]
@@ -455,7 +469,7 @@ def _control_data(task: Task) -> ControlData:
     pairs = task.train_pairs
     rows = pairs[0].obs_names.get_indexer(task.source_test.obs_names)
     anchors = [p.obs_names.get_indexer(task.anchors[c]) for p, c in ((x_pool, "source_id"), (y_pool, "target_id"))]
-    labels = None if task.label_column is None else pairs[0].obs[task.label_column]
+    labels = task.cell_labels
     return ControlData(
         x=source_points(x_pool),
         y=target_points(y_pool),
@@ -470,8 +484,8 @@ def _control_data(task: Task) -> ControlData:
         eval_pairs=rows if (rows >= 0).all() else None,
         condition_y=None if task.condition is None else y_pool.obs[task.condition].to_numpy(),
         condition_eval=task.conditions,
-        labels_x=None if labels is None else labels[x_pool.obs_names].to_numpy(dtype=object),
-        labels_y=None if labels is None else labels[task.target_names[y_pool.obs_names]].to_numpy(dtype=object),
+        labels_x=None if labels is None else labels.reindex(x_pool.obs_names).to_numpy(dtype=object),
+        labels_y=None if labels is None else labels.reindex(task.target_names[y_pool.obs_names]).to_numpy(dtype=object),
         labels_eval=task.labels,
     )
 

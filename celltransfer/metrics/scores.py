@@ -69,8 +69,8 @@ def partner_ranks(query: np.ndarray, candidates: np.ndarray, metric: Metric = "c
     closer, tied = np.empty((2, len(query)), dtype=np.int64)
     for rows, distance in _distance_blocks(query, candidates, metric):
         own = np.diagonal(distance, offset=rows.start)[:, None]
-        closer[rows] = (distance < own).sum(axis=1)
-        tied[rows] = (distance == own).sum(axis=1) - 1
+        closer[rows] = np.count_nonzero(distance < own, axis=1)
+        tied[rows] = np.count_nonzero(distance == own, axis=1) - 1
     return PartnerRanks(closer, tied)
 
 
@@ -173,8 +173,8 @@ def knn_accuracy_cmae_per_cell(
     closer, tied = np.empty((2, len(truth)), dtype=np.int64)
     for rows, distance in _distance_blocks(truth, truth, metric):
         hit = np.take_along_axis(distance, nearest[rows, None], axis=1)
-        closer[rows] = (distance < hit).sum(axis=1)
-        tied[rows] = (distance == hit).sum(axis=1) - 1
+        closer[rows] = np.count_nonzero(distance < hit, axis=1)
+        tied[rows] = np.count_nonzero(distance == hit, axis=1) - 1
     return within_nearest(PartnerRanks(closer, tied), k)
 
 
