@@ -19,16 +19,19 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "_templates", "**.ipynb_checkpoints"]
 default_role = "py:obj"
 
 autosummary_generate = True
-autodoc_default_options = {"members": True, "member-order": "bysource"}
+# Autodoc cannot read the signature of SciPy's decorated svds, which it meets where it is imported.
+autodoc_default_options = {"members": True, "member-order": "bysource", "exclude-members": "svds"}
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = False
 napoleon_numpy_docstring = True
+napoleon_use_ivar = True
 napoleon_use_rtype = False
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
