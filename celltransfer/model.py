@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+    from celltransfer.pp.slots import OnMissing
     from celltransfer.translators.base import Translator
 
 FORMAT_VERSION = 1
@@ -110,7 +111,7 @@ class TransferModel:
         copy: bool = False,
         features: Sequence[str] | None = None,
         counts: bool = True,
-        on_missing: str | None = None,
+        on_missing: OnMissing | None = None,
         batch_size: int = 8192,
     ) -> MuData | AnnData | None:
         """Translate the source cells of `data` into the target modality.
@@ -165,7 +166,7 @@ class TransferModel:
         from anndata import AnnData
 
         if isinstance(data, AnnData):
-            return self._translate_cells(data, None, features, counts, on_missing, batch_size)
+            return self.translate_cells(data, None, features, counts, on_missing, batch_size)
         cells.check_mudata(data)
         if self.source not in data.mod:
             raise ModalityError(f"The model translates {self.source!r}, which the MuData lacks: {', '.join(data.mod)}.")
@@ -174,21 +175,22 @@ class TransferModel:
             raise InputError(f"key_added={key!r} would overwrite the {key!r} modality of the MuData.")
         out = data.copy() if copy else data
         writeback.check_writable(out, key)
-        translated = self._translate_cells(
+        translated = self.translate_cells(
             cells.check_modality(data, self.source), data, features, counts, on_missing, batch_size
         )
         writeback.add_modality(out, key, translated)
         return out if copy else None
 
-    def _translate_cells(
+    def translate_cells(
         self,
         adata: AnnData,
-        mdata: MuData | None,
-        features: Sequence[str] | None,
-        counts: bool,
-        on_missing: str | None,
-        batch_size: int,
+        mdata: MuData | None = None,
+        features: Sequence[str] | None = None,
+        counts: bool = False,
+        on_missing: OnMissing | None = None,
+        batch_size: int = 8192,
     ) -> AnnData:
+        """`translate` for the cells of one AnnData; conditions it lacks are looked up in `mdata`."""
         from anndata import AnnData
 
         target = self.recipes[self.target]
@@ -222,7 +224,7 @@ class TransferModel:
         adata: AnnData,
         mdata: MuData | None = None,
         *,
-        on_missing: str | None = None,
+        on_missing: OnMissing | None = None,
         batch_size: int = 8192,
     ) -> np.ndarray:
         """Translate source cells into the target recipe's feature space, shape (cells, d), float32.

@@ -61,7 +61,8 @@ def judge(translator: Translator, pair: ModalityPair, refit: Refit, *, seed: int
     if not np.isfinite(translated).all():
         return Verdict("failed", ["The translation holds NaN or infinite values."])
     evidence: dict[str, float] = {"held_out_anchors": 0.0}
-    evidence["two_sample_auc"] = classifier_auc(translated, dense(view.y), seed=seed)
+    n = min(len(translated), view.n_target)
+    evidence["two_sample_auc"] = classifier_auc(translated[:n], dense(view.y[:n]), seed=seed)
     if pair.n_anchors < MIN_ANCHORS:
         return Verdict("ambiguous", [_too_few(pair.n_anchors)], evidence)
     ranks = held_out_ranks(pair, refit, rng, max_folds)
@@ -117,7 +118,7 @@ def _subsample(pair: ModalityPair, rng: np.random.Generator) -> ModalityPair:
     for side, (n, labels) in enumerate(((pair.n_source, pair.condition_x), (pair.n_target, pair.condition_y))):
         free = np.setdiff1d(np.arange(n), pair.anchors[:, side])
         free = free if len(free) else np.arange(n)
-        chosen = np.sort(rng.choice(free, size=min(len(free), MAX_CELLS), replace=False))
+        chosen = rng.choice(free, size=min(len(free), MAX_CELLS), replace=False)
         rows.append(chosen)
         codes.append(None if labels is None else labels[chosen])
     return ModalityPair(pair.x[rows[0]], pair.y[rows[1]], condition_x=codes[0], condition_y=codes[1])

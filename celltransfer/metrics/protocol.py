@@ -94,8 +94,8 @@ class Task:
         Original barcode of every target cell in `mdata`. For the scorer only.
     cell_labels
         Label of every cell by original barcode, or ``None``. For the label controls only.
-    kinds, n_components
-        How each modality is normalised, and the dimension of the scoring space.
+    normalizers, n_components
+        How each modality is normalised (made afresh and fitted by the scorer), and the dimension of the scoring space.
     space_cells
         Target cells the scorer's normalisation and space are fitted on; ``None``: those of `train_pairs`.
     """
@@ -112,7 +112,7 @@ class Task:
     labels: np.ndarray | None = field(repr=False)
     target_names: pd.Series = field(repr=False)
     cell_labels: pd.Series | None = field(repr=False)
-    kinds: Mapping[str, str]
+    normalizers: Mapping[str, Callable[[], Normalizer]]
     n_components: int = 20
     space_cells: AnnData | None = field(default=None, repr=False)
 
@@ -124,7 +124,7 @@ class Task:
     @cached_property
     def normalizer(self) -> Normalizer:
         """The scorer's own normalisation of the target, fitted on training cells."""
-        return _NORMALIZERS[self.kinds[self.target]]().fit(self._training_target)
+        return self.normalizers[self.target]().fit(self._training_target)
 
     @cached_property
     def space(self) -> ScoringSpace:
@@ -228,12 +228,12 @@ def make_task(
         anchors=anchors,
         source_test=frames[0][evaluated].copy(),
         truth=frames[1][evaluated].copy(),
-        train_pairs=tuple(_labelled(frame[pool].copy(), obs, labels) for frame in frames),
+        train_pairs=(frames[0][pool].copy(), frames[1][pool].copy()),
         condition=condition,
-        labels=_names(obs.loc[evaluated, labels]) if labels else None,
+        labels=obs.loc[evaluated, labels].to_numpy(dtype=object) if labels else None,
         target_names=target_names,
-        label_column=labels,
-        kinds={name: _kind(name, adata, kinds) for name, adata in zip((source, target), sides, strict=True)},
+        cell_labels=obs[labels].astype(object) if labels else None,
+        normalizers={name: _normalizer(name, adata, kinds) for name, adata in zip((source, target), sides, strict=True)},
         n_components=n_components,
     )
 
@@ -399,17 +399,6 @@ def _bare(adata: AnnData, barcodes: np.ndarray, obs: pd.DataFrame) -> AnnData:
     return AnnData(adata.X[rows], obs=obs.copy(), var=adata.var.copy())
 
 
-def _labelled(adata: AnnData, obs: pd.DataFrame, labels: str | None) -> AnnData:
-    if labels:
-        adata.obs[labels] = _names(obs.loc[adata.obs_names, labels])
-    return adata
-
-
-def _names(labels: pd.Series) -> np.ndarray:
-    """Labels as text, ``None`` where unknown."""
-    return np.array([None if pd.isna(label) else str(label) for label in labels], dtype=object)
-
-
 def _renamed(task: Task, seed: int) -> mudata.MuData:
     """The task's MuData with the names of all target cells but the anchors permuted, arrays and rows untouched."""
     target = task.mdata.mod[task.target].copy()
@@ -420,14 +409,14 @@ def _renamed(task: Task, seed: int) -> mudata.MuData:
     return _mudata({task.source: task.mdata.mod[task.source].copy(), task.target: target})
 
 
-def _kind(name: str, adata: AnnData, kinds: Mapping[str, str] | None) -> str:
+def _normalizer(name: str, adata: AnnData, kinds: Mapping[str, str] | None) -> Callable[[], Normalizer]:
     kind = (kinds or {}).get(name)
     if kind is None:
         values = _matrix(adata).data if sp.issparse(adata.X) else np.asarray(adata.X)
         kind = name if name in _NORMALIZERS and bool(np.all(values == np.rint(values))) else "none"
     if kind not in _NORMALIZERS:
         raise ConfigError(f"kinds[{name!r}]={kind!r} is not known; choose one of {', '.join(_NORMALIZERS)}.")
-    return kind
+    return _NORMALIZERS[kind]
 
 
 def _aligned(task: Task, prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
@@ -457,7 +446,7 @@ def _aligned(task: Task, prediction: Prediction) -> tuple[np.ndarray, np.ndarray
 
 def _control_data(task: Task) -> ControlData:
     x_pool, y_pool = task.mdata.mod[task.source], task.mdata.mod[task.target]
-    normalizer = _NORMALIZERS[task.kinds[task.source]]().fit(_matrix(x_pool))
+    normalizer = task.normalizers[task.source]().fit(_matrix(x_pool))
     x_space = ScoringSpace.fit(normalizer.transform(_matrix(x_pool)), SOURCE_COMPONENTS)
 
     def source_points(adata: AnnData) -> np.ndarray:

@@ -1,0 +1,360 @@
+"""`celltransfer.report`: how good a translation is, measured on cells whose partner is known, with controls beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from celltransfer.data import cells
+from celltransfer.data.anchors import resolve_anchors
+from celltransfer.errors import InputError
+from celltransfer.metrics import protocol
+from celltransfer.metrics.bootstrap import interval
+from celltransfer.metrics.scores import reference_share
+from celltransfer.pp.slots import concatenate
+from celltransfer.train.outcome import Verdict
+
+if TYPE_CHECKING:
+    from mudata import MuData
+    from rich.table import Table
+
+    from celltransfer.model import TransferModel
+    from celltransfer.pp import Recipe
+
+# Fewer cells with a known partner than this give no figure worth printing.
+MIN_CELLS = 20
+# The ceiling needs pairs to learn from; with fewer it would be no ceiling.
+MIN_CEILING_PAIRS = 50
+TRANSLATION = "translation"
+_NAMES = {
+    "chance": "chance",
+    "depth": "depth rank",
+    "depth_reversed": "depth rank, reversed",
+    "condition_mean": "condition mean",
+    "shuffled_anchors": "ridge on shuffled anchors",
+    "labels_only": "labels only",
+    "label_oracle": "label oracle",
+    "ridge": "ridge on the anchors",
+    "pls": "PLS on the anchors",
+    "reference": "ceiling: all pairs",
+}
+_HEADLINE = [
+    "foscttm",
+    "foscttm_source_to_target",
+    "foscttm_target_to_source",
+    "knn_accuracy@10",
+    "knn_accuracy@50",
+    "knn_accuracy_target_to_source@10",
+    "label_transfer_accuracy",
+    "foscttm_within_label",
+    "foscttm_depth_regressed",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The scores of a translation and of its controls on the same cells, as a value.
+
+    Attributes
+    ----------
+    table
+        One row per method (the translation first), one column per score. Empty where no cell has a known partner.
+    intervals
+        95 % bootstrap interval over cells of the translation's scores.
+    about
+        What was translated and on which cells it was scored.
+    verdict
+        The verdict of the fit, which has seen none of these pairs.
+    """
+
+    table: pd.DataFrame
+    intervals: dict[str, tuple[float, float]]
+    about: dict[str, Any]
+    verdict: Verdict
+    notes: list[str] = field(default_factory=list)
+
+    def to_frame(self) -> pd.DataFrame:
+        """All scores: one row per method, one column per score."""
+        return self.table.copy()
+
+    def headline(self) -> pd.DataFrame:
+        """The scores that the printed table shows."""
+        return self.table[[name for name in _HEADLINE if name in self.table and self.table[name].notna().any()]]
+
+    def summary(self) -> list[str]:
+        """What the table says, in sentences."""
+        about = self.about
+        lines = [
+            f"{about['source']} -> {about['target']}, method {about['method']}, {about['n_anchors']} anchors, "
+            f"seed {about['seed']}.",
+            f"Verdict: {self.verdict.level}. {' '.join(self.verdict.reasons)}",
+        ]
+        if not self.table.empty:
+            lines += [f"Scored on {about['n_cells']} {about['cells']}.", self._compare()]
+        return lines + self.notes
+
+    def _compare(self) -> str:
+        scores = self.table.loc[TRANSLATION]
+        low, high = self.intervals["foscttm"]
+        knn = self.intervals["knn_accuracy@10"]
+        text = (
+            f"FOSCTTM {scores['foscttm']:.3f} ({low:.3f} to {high:.3f}; 0 is perfect, chance 0.5); true partner among "
+            f"the 10 nearest for {scores['knn_accuracy@10']:.1%} ({knn[0]:.1%} to {knn[1]:.1%}; "
+            f"chance {min(10 / self.about['n_cells'], 1):.1%})"
+        )
+        ceiling = _NAMES["reference"]
+        if ceiling in self.table.index:
+            share = reference_share(scores["foscttm"], 0.5, self.table.loc[ceiling, "foscttm"])
+            text += f"; {share:.0%} of the way from chance to the ceiling"
+        return f"{text}."
+
+    def to_markdown(self) -> str:
+        """Sentences and the headline table, in Markdown."""
+        lines = [f"# {self.summary()[0]}", "", *(f"{line}\n" for line in self.summary()[1:])]
+        if not self.table.empty:
+            lines += _markdown(self.headline())
+        return "\n".join(lines) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in plain types."""
+        table = self.table.astype(object).where(self.table.notna(), None)
+        return {
+            "about": self.about,
+            "verdict": self.verdict.to_dict(),
+            "scores": table.to_dict(orient="index"),
+            "intervals": {name: list(bounds) for name, bounds in self.intervals.items()},
+            "notes": self.notes,
+        }
+
+    def to_json(self) -> str:
+        """Everything, as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_rich(self) -> Table:
+        """The headline table for a terminal."""
+        from rich.table import Table
+
+        shown = self.headline()
+        table = Table(title="\n".join(self.summary()), title_justify="left", title_style="")
+        table.add_column("method", no_wrap=True)
+        for name in shown:
+            table.add_column(_short(name), justify="right")
+        for name, row in shown.iterrows():
+            style = "bold" if name == TRANSLATION else ""
+            table.add_row(str(name), *(_number(value) for value in row), style=style)
+        return table
+
+    def __str__(self) -> str:
+        return self.to_markdown()
+
+    def __repr__(self) -> str:
+        return "\n".join(self.summary())
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        color = {"identified": "#2e7d32", "ambiguous": "#b26a00", "failed": "#c62828"}[self.verdict.level]
+        lines = [escape(line) for line in self.summary()]
+        lines[1] = f'<b style="color:{color}">{lines[1]}</b>'
+        table = "" if self.table.empty else self.headline().rename(columns=_short).to_html(float_format=_number, na_rep="")
+        return f"<p>{'<br>'.join(lines)}</p>{table}"
+
+
+def report(
+    model: TransferModel,
+    mdata: MuData,
+    *,
+    pairs: pd.DataFrame | None = None,
+    labels: str | None = None,
+    seed: int = 0,
+) -> Report:
+    """Score a model on co-assayed cells whose pairing it has not seen, next to controls on the same cells.
+
+    Co-assayed cells outside the training cells are scored if there are at least 20; otherwise co-assayed training
+    cells whose pairing was hidden. Anchors are never scored. The scoring space is fitted on the training cells of
+    the target and owes nothing to the model but the normalised scale that it predicts on.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    mdata
+        MuData with the training cells and, for a score, co-assayed cells that were no anchors.
+    pairs
+        The true partners, a table of ``source_id`` and ``target_id``, where barcodes differ between the modalities.
+    labels
+        obs column with cell labels, for the label scores and controls; ``None`` takes the one a registered dataset
+        names. Labels derived from both modalities flatter every method.
+    seed
+        Seed of the random controls and the bootstrap.
+
+    Returns
+    -------
+    Report
+        With ``.to_frame()``, ``.to_markdown()``, ``.to_json()``; a table in a notebook. Without cells to score it
+        still carries the verdict, and says why there is no table.
+    """
+    cells.check_mudata(mdata)
+    for name in (model.source, model.target):
+        if name not in mdata.mod:
+            raise InputError(f"The model needs modality {name!r}, which the MuData lacks: {', '.join(mdata.mod)}.")
+    about = {
+        "source": model.source,
+        "target": model.target,
+        "method": model.method,
+        "n_anchors": len(model.anchors),
+        "seed": model.result_.seed,
+        "seconds": model.result_.seconds,
+        "device": model.result_.device,
+        "status": model.result_.status.value,
+        "n_cells": 0,
+        "cells": "",
+    }
+    rows = _known_pairs(mdata, model, pairs)
+    scored, about["cells"] = _cells_to_score(mdata, model, rows)
+    if len(scored) < MIN_CELLS:
+        note = (
+            f"Only {len(scored)} co-assayed cells were no anchors, and {MIN_CELLS} are needed for a score: the verdict "
+            "is all that is known about this translation."
+        )
+        return Report(pd.DataFrame(), {}, about, model.verdict_, [note])
+    about["n_cells"] = len(scored)
+    task, notes = _task(model, mdata, rows, scored, labels)
+    return Report(*_scores(task, model, mdata, seed), about, model.verdict_, notes)
+
+
+def _known_pairs(mdata: MuData, model: TransferModel, pairs: pd.DataFrame | None) -> np.ndarray:
+    """Rows (i, j) of all cells with a known partner, anchors left out, shape (n, 2)."""
+    source, target = model.source, model.target
+    if pairs is not None:
+        rows = resolve_anchors(mdata, source, target, pairs).rows
+    else:
+        rows = cells.coassayed(mdata, source, target)
+        if len(rows):
+            cells.check_real_barcodes(mdata, source, target)
+    names = mdata.mod[source].obs_names[rows[:, 0]], mdata.mod[target].obs_names[rows[:, 1]]
+    anchor = names[0].isin(model.anchors["source_id"]) | names[1].isin(model.anchors["target_id"])
+    return rows[~anchor]
+
+
+def _cells_to_score(mdata: MuData, model: TransferModel, rows: np.ndarray) -> tuple[np.ndarray, str]:
+    trained = np.zeros(len(rows), dtype=bool)
+    for side, name in enumerate((model.source, model.target)):
+        trained |= mdata.mod[name].obs_names[rows[:, side]].isin(model.training_cells[name])
+    if (~trained).sum() >= MIN_CELLS:
+        return rows[~trained], "co-assayed cells that training has not seen"
+    return rows, "co-assayed training cells whose pairing was hidden"
+
+
+def _task(
+    model: TransferModel, mdata: MuData, rows: np.ndarray, scored: np.ndarray, labels: str | None
+) -> tuple[protocol.Task, list[str]]:
+    sides = {name: _measured(mdata.mod[name], model.recipes[name]) for name in (model.source, model.target)}
+    columns = _columns(model, mdata, labels)
+    for name, adata in sides.items():
+        adata.obs = pd.DataFrame({key: values[name] for key, values in columns.items()}, index=adata.obs_names)
+    pool = {name: adata[adata.obs_names.isin(model.training_cells[name])] for name, adata in sides.items()}
+    for name, adata in pool.items():
+        if adata.n_obs < 2:
+            raise InputError(f"The MuData lacks the training cells of {name!r}, which the controls are fitted on.")
+    hidden = rows[~np.isin(rows[:, 0], scored[:, 0])] if len(scored) < len(rows) else rows[:0]
+    ceiling, note = (hidden, "") if len(hidden) >= MIN_CEILING_PAIRS else (scored, " by cross-validation")
+    source, target = (sides[name] for name in (model.source, model.target))
+    notes = [
+        f"Ceiling: the best of ridge, PLS, CCA and a small network{note} on {len(ceiling)} pairs"
+        f"{' of the scored cells' if note else ''} that the model was not shown."
+    ]
+    task = protocol.Task(
+        source=model.source,
+        target=model.target,
+        regime="shared",
+        mdata=_Pool(pool),  # type: ignore[arg-type]
+        anchors=model.anchors,
+        source_test=source[scored[:, 0]],
+        truth=target[scored[:, 1]],
+        train_pairs=(source[ceiling[:, 0]], target[ceiling[:, 1]]),
+        condition=_CONDITION if model.conditions else None,
+        cell_labels=_labels_of(sides) if _LABEL in columns else None,
+        labels=source.obs[_LABEL].to_numpy(dtype=object)[scored[:, 0]] if _LABEL in columns else None,
+        target_names=pd.Series(pool[model.target].obs_names, index=pool[model.target].obs_names),
+        normalizers={name: model.recipes[name].options.normalizer for name in sides},
+        space_cells=pool[model.target],
+    )
+    return task, notes
+
+
+def _scores(
+    task: protocol.Task, model: TransferModel, mdata: MuData, seed: int
+) -> tuple[pd.DataFrame, dict[str, tuple[float, float]]]:
+    own = mdata.mod[model.source]
+    rows = own.obs_names.get_indexer(task.source_test.obs_names)
+    translated = model.translate_cells(cells.take(own, _mask(len(own), rows)), mdata)
+    mine = protocol.score(task, translated[task.source_test.obs_names])
+    controls = protocol.control_table(task, seed)
+    table = {TRANSLATION: mine.values} | {_NAMES[name]: controls[name].values for name in _NAMES if name in controls}
+    bounds = {name: interval(values[np.isfinite(values)], seed=seed) for name, values in mine.per_cell.items() if np.isfinite(values).any()}
+    return pd.DataFrame(table).T, {name: (found.low, found.high) for name, found in bounds.items()}
+
+
+_LABEL, _CONDITION = "label", "condition"
+
+
+def _columns(model: TransferModel, mdata: MuData, labels: str | None) -> dict[str, dict[str, np.ndarray]]:
+    """Conditions and labels of the cells of both modalities."""
+    names = model.source, model.target
+    columns = {}
+    if model.conditions:
+        columns[_CONDITION] = {name: cells.condition_labels(mdata, name, model.conditions) for name in names}
+    labels = labels or (mdata.uns.get("celltransfer_dataset", {}).get("labels") or None)
+    if labels is not None:
+        columns[_LABEL] = {name: cells.obs_column(mdata, name, labels).astype(object).to_numpy() for name in names}
+    return columns
+
+
+def _labels_of(sides: dict[str, AnnData]) -> pd.Series:
+    both = pd.concat([adata.obs[_LABEL] for adata in sides.values()])
+    return both[~both.index.duplicated()]
+
+
+def _measured(adata: AnnData, recipe: Recipe) -> AnnData:
+    """What the recipe reads, all features of it, as X."""
+    matrix = concatenate(recipe.slot.blocks(adata, recipe.options.scale_, None, "error"))
+    return AnnData(matrix, obs=pd.DataFrame(index=adata.obs_names), var=pd.DataFrame(index=recipe.slot.features(adata)))
+
+
+def _mask(n: int, rows: np.ndarray) -> np.ndarray:
+    mask = np.zeros(n, dtype=bool)
+    mask[rows] = True
+    return mask
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """The training cells by modality, in the one way that the protocol looks at a MuData."""
+
+    mod: dict[str, AnnData]
+
+
+def _markdown(table: pd.DataFrame) -> list[str]:
+    head = ["method", *(_short(name) for name in table)]
+    rows = [[str(name), *(_number(value) for value in row)] for name, row in zip(table.index, table.to_numpy(), strict=True)]
+    return [
+        f"| {' | '.join(head)} |",
+        f"|{'---|' + '---:|' * (len(head) - 1)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def _short(name: str) -> str:
+    for long, short in (("source_to_target", "->"), ("target_to_source", "<-"), ("_accuracy", ""), ("_", " ")):
+        name = name.replace(long, short)
+    return name
+
+
+def _number(value: float) -> str:
+    return "" if value is None or np.isnan(value) else f"{value:.3f}"
