@@ -166,11 +166,15 @@ class _Cycle:
 class _Mix:
     """How many cells of each condition a batch holds, and the rows of each condition on both sides."""
 
-    def __init__(self, pair: ModalityPair, rows_x: np.ndarray, rows_y: np.ndarray, seed: np.random.SeedSequence) -> None:
+    def __init__(
+        self, pair: ModalityPair, rows_x: np.ndarray, rows_y: np.ndarray, seed: np.random.SeedSequence
+    ) -> None:
         codes_x, codes_y = np.asarray(pair.condition_x)[rows_x], np.asarray(pair.condition_y)[rows_y]
         shared = np.intersect1d(codes_x, codes_y)
         if not len(shared):
-            raise ConditionError("The source and target cells share no condition, so nothing can be matched within one.")
+            raise ConditionError(
+                "The source and target cells share no condition, so nothing can be matched within one."
+            )
         self.groups_x = [rows_x[codes_x == code] for code in shared]
         self.groups_y = [rows_y[codes_y == code] for code in shared]
         share_x = np.array([len(g) for g in self.groups_x]) / len(rows_x)

@@ -1,0 +1,343 @@
+"""Anchored Jacobian-sparse translator: match the distributions by a map whose Jacobian is sparse, pinned by anchors."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from celltransfer.data.pair import Matrix, ModalityPair, dense
+from celltransfer.errors import ConfigError
+from celltransfer.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
+from celltransfer.losses.discrepancy import energy_distance
+from celltransfer.losses.jacobian import exact_l1, linear_proximal_step, probe_l1
+from celltransfer.nn.blocks import MLP, Discriminator, Residual, update_average
+from celltransfer.train.loop import Trainer
+from celltransfer.train.outcome import FitResult, Status
+from celltransfer.translators.base import register
+from celltransfer.translators.baselines import centred_anchors, column_means, ridge_map
+from celltransfer.translators.trained import TrainedTranslator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from celltransfer.data.batches import Batch
+
+# Cells a side of the held-out sample that the monitor compares; its cost is quadratic in them.
+MONITOR_CELLS = 500
+# Target cells among which the guard ranks a left-out partner.
+RANK_CELLS = 1000
+# Anchors from which the guard works, and its folds.
+GUARD_ANCHORS, GUARD_FOLDS = 6, 3
+_CHOICES = {
+    "map": ("linear", "residual", "mlp"),
+    "gan": ("non_saturating", "least_squares"),
+    "init": ("ridge", "random"),
+    "estimator": ("auto", "exact", "probe", "difference"),
+}
+
+
+class _Networks(nn.Module):
+    """All parameters: the map f on features of unit scale, its moving average, discriminator, reconstructor, scales."""
+
+    mean_x: Tensor
+    mean_y: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, f: nn.Module, discriminator: nn.Module, reconstructor: nn.Module | None, d: int, out: int
+    ) -> None:
+        super().__init__()
+        self.f, self.average = f, copy.deepcopy(f).requires_grad_(False)
+        self.discriminator, self.reconstructor = discriminator, reconstructor
+        self.register_buffer("mean_x", torch.zeros(d))
+        self.register_buffer("mean_y", torch.zeros(out))
+        self.register_buffer("scale", torch.ones(2))
+
+
+@register
+class JacobianSparse(TrainedTranslator):
+    r"""Translator with a sparse Jacobian, matched to the target's distribution and pinned by anchors.
+
+    .. math::
+        \min_f \max_D \; \lambda_{gan} L_{gan}(f, D)
+        + \lambda_{anchor} \frac1k \sum_i \frac{\|f(x_i) - y_i\|^2}{D}
+        + \lambda_{sparse} \frac1D E \|J_f(x)\|_1
+        + \lambda_{inv} \frac1d E \|r(f(x)) - x\|^2
+
+    Features are centred and divided by one number per modality, so that weights mean the same for all data; the
+    relative scales of features are kept. Every term is a mean over output features. With ``init="ridge"`` the linear
+    part starts at the ridge solution of the anchors (leave-one-out penalty), which the matching then refines. After
+    training the moving average of f translates.
+
+    The state returned is the one with the lowest monitor: energy distance between f(x) and y on cells held out of
+    the matching. That distance cannot tell the right map from a wrong one with the right distribution: `guard` asks
+    the anchors.
+
+    Reference: single-anchor alignment by Jacobian sparsity; R1: Mescheder et al. 2018.
+
+    Parameters
+    ----------
+    map
+        ``"linear"``, ``"residual"`` (linear plus a network that starts at zero) or ``"mlp"``.
+    hidden, hidden_discriminator
+        Widths of hidden layers of f and of the discriminator.
+    gan
+        ``"non_saturating"`` or ``"least_squares"``.
+    weight_gan, weight_anchor, weight_sparse, weight_inverse
+        Weights of the terms above. The reconstruction term is only meaningful where D >= d.
+    r1, r1_every
+        Weight of the discriminator's gradient penalty, and the steps between its evaluations.
+    estimator
+        Of the Jacobian's norm where f is not linear: ``"exact"``, ``"probe"`` (masked directions, forward mode),
+        ``"difference"`` (masked directions, finite differences); ``"auto"`` is exact up to d = 64. A linear f is
+        penalised by proximal steps, and its zeros are exact.
+    n_probes, probe_size
+        Directions per cell, and their non-zero coordinates (``None``: d / 10).
+    init
+        ``"ridge"`` or ``"random"``.
+    lr, lr_discriminator
+        Learning rates of Adam, betas (0, 0.99).
+    decay
+        Of the moving average of f.
+    guard
+        From `GUARD_ANCHORS` anchors on, and with ``init="ridge"``: leave anchors out in folds, and match only if that
+        places the left-out anchors better than ridge alone does; otherwise the fit is the ridge solution, with
+        status "solved". The measured gain is in ``result_.history["guard"]``.
+    """
+
+    name = "jacobian"
+    uses_conditions = True
+    training: ClassVar[dict[str, Any]] = {"max_steps": 500, "batch_size": 200, "check_every": 50, "patience": 6}
+
+    module_: _Networks
+
+    def __init__(
+        self,
+        *,
+        map: str = "linear",
+        hidden: Sequence[int] = (128,),
+        hidden_discriminator: Sequence[int] = (128, 128),
+        gan: str = "non_saturating",
+        weight_gan: float = 0.1,
+        weight_anchor: float = 1.0,
+        weight_sparse: float = 0.3,
+        weight_inverse: float = 0.0,
+        r1: float = 1.0,
+        r1_every: int = 4,
+        estimator: str = "auto",
+        n_probes: int = 8,
+        probe_size: int | None = None,
+        init: str = "ridge",
+        lr: float = 2e-3,
+        lr_discriminator: float = 2e-3,
+        decay: float = 0.995,
+        guard: bool = True,
+    ) -> None:
+        self.map, self.hidden, self.hidden_discriminator = map, hidden, hidden_discriminator
+        self.gan, self.r1, self.r1_every = gan, r1, r1_every
+        self.weight_gan, self.weight_anchor = weight_gan, weight_anchor
+        self.weight_sparse, self.weight_inverse = weight_sparse, weight_inverse
+        self.estimator, self.n_probes, self.probe_size = estimator, n_probes, probe_size
+        self.init, self.lr, self.lr_discriminator, self.decay = init, lr, lr_discriminator, decay
+        self.guard = guard
+
+    def _fit(self, pair: ModalityPair, *, seed: int, trainer: Trainer | None) -> FitResult:
+        self._check()
+        if not (self.guard and self._ridge_start(pair) and pair.n_anchors >= GUARD_ANCHORS):
+            return super()._fit(pair, seed=seed, trainer=trainer)
+        start = time.perf_counter()
+        gain = self._gain(pair, seed, trainer)
+        if gain > 0:
+            result = super()._fit(pair, seed=seed, trainer=trainer)
+        else:
+            result = super()._fit(pair, seed=seed, trainer=replace(trainer or Trainer(), max_steps=0))
+            result.status = Status.SOLVED
+        result.history["guard"] = [(0, gain)]
+        result.seconds = time.perf_counter() - start
+        return result
+
+    def build(self) -> _Networks:
+        """Networks from the configuration and the feature counts."""
+        d, out = self.n_features_in_, self.n_features_out_
+        reconstructor = self._map(out, d) if self.weight_inverse else None
+        discriminator = Discriminator(out, self.hidden_discriminator, self.n_conditions_)
+        return _Networks(self._map(d, out), discriminator, reconstructor, d, out)
+
+    def configure(self, pair: ModalityPair, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Build, set scales, start at the ridge solution, and hold cells out for the monitor."""
+        self.module_ = self.build()
+        rng = np.random.default_rng(generator.initial_seed())
+        rows_x, held_x = _hold_out(pair.n_source, pair.anchors[:, 0], rng)
+        rows_y, held_y = _hold_out(pair.n_target, pair.anchors[:, 1], rng)
+        self._standardise(pair)
+        if self._ridge_start(pair):
+            self._start_at_ridge(pair)
+        self._held = self._held_out(pair, held_x, held_y, generator.device)
+        return rows_x, rows_y
+
+    def players(self) -> dict[str, Optimizer]:
+        """Discriminator first, then the translator with its reconstructor."""
+        net = self.module_
+        translator = [*net.f.parameters(), *(net.reconstructor.parameters() if net.reconstructor else [])]
+        self._adam = Adam(translator, lr=self.lr, betas=(0.0, 0.99))
+        if not self.weight_gan:
+            return {"translator": self._adam}
+        critic = Adam(net.discriminator.parameters(), lr=self.lr_discriminator, betas=(0.0, 0.99))
+        return {"discriminator": critic, "translator": self._adam}
+
+    def losses(self, player: str, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Weighted terms of one player."""
+        x, y = self._source(batch.x), self._target(batch.y)
+        if player == "discriminator":
+            return self._discriminator_losses(x, y, batch.condition, step)
+        return self._translator_losses(x, batch)
+
+    def after_step(self, step: int) -> None:
+        """Proximal step of a linear map, then the moving average."""
+        net = self.module_
+        if isinstance(net.f, MLP) and len(net.f) == 1 and self.weight_sparse:
+            weight = next(net.f.parameters())
+            linear_proximal_step(weight, self._adam, self.weight_sparse / len(weight))
+        update_average(net.average, net.f, min(self.decay, (1 + step) / (10 + step)))
+
+    @torch.no_grad()
+    def monitor(self) -> float | None:
+        """Energy distance between translated and true target cells, both held out of the matching."""
+        if self._held is None:
+            return None
+        x, y = self._held
+        return float(energy_distance(self.module_.average(x), y))
+
+    def release(self) -> None:
+        """Drop held-out cells and the optimiser."""
+        del self._held, self._adam
+
+    def predict(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """Translate with the moving average of f."""
+        net = self.module_
+        return net.average(self._source(x)) * net.scale[1] + net.mean_y
+
+    def _discriminator_losses(self, x: Tensor, y: Tensor, condition: Tensor | None, step: int) -> dict[str, Tensor]:
+        net = self.module_
+        codes = condition if self.n_conditions_ else None
+        with torch.no_grad():
+            fake = net.f(x)
+        logits = net.discriminator(y, codes), net.discriminator(fake, codes)
+        losses = {"discriminator": discriminator_loss(*logits, kind=self.gan)}
+        if self.r1 and step % self.r1_every == 0:
+            penalty = r1_penalty(lambda inputs: net.discriminator(inputs, codes), y)
+            losses["r1"] = self.r1 * self.r1_every * penalty
+        return losses
+
+    def _translator_losses(self, x: Tensor, batch: Batch) -> dict[str, Tensor]:
+        net = self.module_
+        fake = net.f(x)
+        losses = {}
+        if self.weight_gan:
+            logits = net.discriminator(fake, batch.condition if self.n_conditions_ else None)
+            losses["gan"] = self.weight_gan * generator_loss(logits, self.gan)
+        if len(batch.xa) and self.weight_anchor:
+            error = net.f(self._source(batch.xa)) - self._target(batch.ya)
+            losses["anchor"] = self.weight_anchor * error.square().mean()
+        if net.reconstructor is not None:
+            losses["inverse"] = self.weight_inverse * (net.reconstructor(fake) - x).square().mean()
+        if self.weight_sparse and self.map != "linear":
+            losses["sparse"] = self.weight_sparse * self._sparsity(x)
+        return losses or {"none": fake.sum() * 0}
+
+    def _sparsity(self, x: Tensor) -> Tensor:
+        f, kind = self.module_.f, self.estimator
+        if kind == "auto":
+            kind = "exact" if self.n_features_in_ <= 64 else "probe"
+        if kind == "exact":
+            return exact_l1(f, x[:64])  # a mean over cells: 64 of them are plenty, and d times cheaper than all
+        step = 1e-2 if kind == "difference" else None
+        return probe_l1(f, x, n_probes=self.n_probes, s=self.probe_size, step=step, generator=self.generator_)
+
+    def _gain(self, pair: ModalityPair, seed: int, trainer: Trainer | None) -> float:
+        """Mean over left-out anchors of ridge's rank of the true partner minus the matched map's; > 0: match."""
+        quiet = replace(trainer or Trainer(), checkpoint_dir=None, resume=False, progress=False)
+        folds = np.array_split(np.random.default_rng(seed).permutation(pair.n_anchors), GUARD_FOLDS)
+        gains = []
+        for fold in folds:
+            kept = replace(pair, anchors=np.delete(pair.anchors, fold, axis=0))
+            left = pair.anchors[fold]
+            ranks = []
+            for limits in (replace(quiet, max_steps=0), quiet):
+                trial = type(self)(**self.get_config() | {"guard": False}).fit_pair(kept, seed=seed, trainer=limits)
+                codes = None if pair.condition_x is None else np.asarray(pair.condition_x)[left[:, 0]]
+                ranks.append(partner_ranks(trial.translate(pair.x[left[:, 0]], codes), pair.y, left[:, 1]))
+            gains.append(ranks[0] - ranks[1])
+        return float(np.concatenate(gains).mean())
+
+    def _ridge_start(self, pair: ModalityPair) -> bool:
+        return self.init == "ridge" and self.map != "mlp" and pair.n_anchors > 0
+
+    def _map(self, n_in: int, n_out: int) -> nn.Module:
+        if self.map == "residual":
+            return Residual(n_in, n_out, self.hidden)
+        return MLP(n_in, n_out, () if self.map == "linear" else self.hidden)
+
+    def _source(self, x: Tensor) -> Tensor:
+        return (x - self.module_.mean_x) / self.module_.scale[0]
+
+    def _target(self, y: Tensor) -> Tensor:
+        return (y - self.module_.mean_y) / self.module_.scale[1]
+
+    def _standardise(self, pair: ModalityPair) -> None:
+        net = self.module_
+        for i, (buffer, matrix) in enumerate(((net.mean_x, pair.x), (net.mean_y, pair.y))):
+            mean = column_means(matrix)
+            buffer.copy_(torch.as_tensor(mean))
+            power = matrix.multiply(matrix).mean() if hasattr(matrix, "multiply") else np.square(matrix).mean()
+            net.scale[i] = max(float(power) - float(np.square(mean).mean()), 1e-12) ** 0.5
+
+    def _start_at_ridge(self, pair: ModalityPair) -> None:
+        net = self.module_
+        x, y, _, _ = centred_anchors(pair)
+        scale_x, scale_y = (float(s) for s in net.scale)
+        weight, bias, _ = ridge_map(x, y)
+        for f in (net.f, net.average):
+            linear = f.linear if isinstance(f, Residual) else f[0]  # type: ignore[index]
+            with torch.no_grad():
+                linear.weight.copy_(torch.as_tensor(weight.T * (scale_x / scale_y)))
+                linear.bias.copy_(torch.as_tensor(bias / scale_y))
+
+    def _held_out(
+        self, pair: ModalityPair, rows_x: np.ndarray, rows_y: np.ndarray, device: torch.device
+    ) -> tuple[Tensor, Tensor] | None:
+        if min(len(rows_x), len(rows_y)) < 10:
+            return None
+        self.module_.to(device)
+        x, y = (torch.as_tensor(dense(m[r]), device=device) for m, r in ((pair.x, rows_x), (pair.y, rows_y)))
+        return self._source(x), self._target(y)
+
+    def _check(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name}={getattr(self, name)!r}; it is one of {', '.join(choices)}.")
+
+
+def partner_ranks(prediction: np.ndarray, y: Matrix, partners: np.ndarray) -> np.ndarray:
+    """Share of target cells whose direction from the mean is nearer to each prediction than its partner's, (k,)."""
+    rows = np.unique(np.concatenate([partners, np.linspace(0, y.shape[0] - 1, RANK_CELLS).astype(int)]))
+    mean = column_means(y)
+    cells, prediction = dense(y[rows]) - mean, prediction - mean
+    cells = cells / (np.linalg.norm(cells, axis=1, keepdims=True) + 1e-12)
+    scores = prediction @ cells.T
+    own = np.take_along_axis(scores, np.searchsorted(rows, partners)[:, None], axis=1)
+    return (scores > own).mean(axis=1)
+
+
+def _hold_out(n: int, anchors: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows held out: a tenth of the cells that are no anchors, at most `MONITOR_CELLS`."""
+    free = rng.permutation(np.setdiff1d(np.arange(n), anchors))
+    size = min(len(free) // 10, MONITOR_CELLS)
+    return np.sort(np.concatenate([free[size:], anchors])), free[:size]

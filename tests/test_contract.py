@@ -1,0 +1,198 @@
+"""What every registered translator promises, checked on all of them, and on one from outside the package."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from celltransfer.errors import AnchorError, ConfigError, FeatureError, ModelFormatError, NotFittedError
+from celltransfer.train.loop import Trainer
+from celltransfer.train.outcome import FitResult, Status
+from celltransfer.translators import Translator, available, get, make, register
+
+D, OUT, K = 7, 4, 6
+TRAINER = Trainer(max_steps=6, check_every=3, batch_size=32, device="cpu", progress=False)
+
+
+@register
+class Toy(Translator):
+    """Third-party translator: the mean of the target."""
+
+    name = "toy"
+
+    def __init__(self, *, shift=0.0):
+        self.shift = shift
+
+    def _fit(self, pair, *, seed, trainer):
+        self.mean_ = np.asarray(pair.y.mean(axis=0)).ravel()
+        return FitResult(Status.SOLVED)
+
+    def _translate(self, x, condition):
+        return np.tile(self.mean_ + self.shift, (len(x), 1))
+
+    def _state(self):
+        return {"mean": self.mean_}
+
+    def _load_state(self, state):
+        self.mean_ = state["mean"]
+
+
+ALL = available()
+
+
+@pytest.fixture(params=ALL)
+def name(request):
+    return request.param
+
+
+def cells(n=90, m=80, seed=0, d=D, out=OUT):
+    rng = np.random.default_rng(seed)
+    latent_x, latent_y = rng.normal(size=(n, 3)), rng.normal(size=(m, 3))
+    latent_y[:K] = latent_x[:K]
+    x = np.maximum(latent_x @ rng.normal(size=(3, d)), 0)
+    y = np.maximum(latent_y @ rng.normal(size=(3, out)), 0)
+    return x.astype(np.float32), y.astype(np.float32), np.column_stack([np.arange(K), np.arange(K)])
+
+
+def fitted(name, seed=0, data=None):
+    return make(name).fit(*(data or cells()), seed=seed, trainer=TRAINER)
+
+
+def test_translates_into_target_features(name):
+    x, _, _ = cells()
+    out = fitted(name).translate(x)
+    assert out.shape == (90, OUT)
+    assert out.dtype == np.float32
+    assert np.isfinite(out).all()
+
+
+def test_more_target_than_source_features(name):
+    data = cells(d=3, out=9)
+    assert fitted(name, data=data).translate(data[0]).shape == (90, 9)
+
+
+def test_sparse_features_give_what_dense_ones_give(name):
+    x, y, anchors = cells()
+    f = fitted(name, data=(sp.csr_matrix(x), sp.csr_matrix(y), anchors))
+    np.testing.assert_allclose(f.translate(sp.csr_matrix(x)), fitted(name).translate(x), atol=1e-4)
+
+
+def test_inputs_are_not_changed(name):
+    data = cells()
+    fitted(name, data=data)
+    for before, after in zip(cells(), data, strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_constructor_stores_its_arguments_and_nothing_else(name):
+    f = make(name)
+    assert vars(f) == f.get_config()
+
+
+def test_configuration_round_trip(name):
+    config = json.loads(json.dumps(make(name).get_config()))
+    again = json.loads(json.dumps(make(name, **config).get_config()))
+    assert again == config
+    with pytest.raises(ConfigError, match="no option 'nonsense'"):
+        make(name, nonsense=1)
+
+
+def test_state_round_trip_is_bit_identical(name):
+    x, _, _ = cells()
+    f = fitted(name)
+    state = f.get_state()
+    assert all(array.dtype != object for array in state.values())
+    again = make(name, **json.loads(json.dumps(f.get_config()))).set_state(state)
+    np.testing.assert_array_equal(again.translate(x), f.translate(x))
+
+
+def test_state_does_not_alias_the_translator(name):
+    x, _, _ = cells()
+    f = fitted(name)
+    before = f.translate(x)
+    for array in f.get_state().values():
+        assert array.flags.owndata or array.base is not None
+    fitted(name, seed=1)
+    np.testing.assert_array_equal(f.translate(x), before)
+
+
+def test_foreign_states_are_refused(name):
+    with pytest.raises(ModelFormatError, match=name):
+        make(name).set_state({"n_features": np.array([D, OUT]), "something": np.ones(3)}).translate(np.ones((2, D)))
+
+
+def test_refitting_forgets(name):
+    x, y, anchors = cells(seed=3)
+    f = fitted(name, data=cells(d=5, out=3))
+    f.fit(x, y, anchors, trainer=TRAINER)
+    np.testing.assert_array_equal(f.translate(x), fitted(name, data=(x, y, anchors)).translate(x))
+
+
+def test_same_seed_same_result(name):
+    x, _, _ = cells()
+    np.testing.assert_array_equal(fitted(name, seed=4).translate(x), fitted(name, seed=4).translate(x))
+
+
+def test_global_random_states_are_left_alone(name):
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    torch.manual_seed(1)
+    before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    f = fitted(name)
+    make(name).set_state(f.get_state()).translate(cells()[0])
+    assert random.getstate() == before[0]
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_blocks_translate_like_the_whole(name):
+    x, _, _ = cells()
+    f = fitted(name)
+    np.testing.assert_allclose(f.translate(x, batch_size=7), f.translate(x), rtol=1e-4, atol=1e-5)
+
+
+def test_result_is_filled_with_finite_numbers(name):
+    result = fitted(name, seed=2).result_
+    assert (result.n_source, result.n_target, result.n_anchors, result.seed) == (90, 80, K, 2)
+    assert isinstance(result.status, Status)
+    assert all(np.isfinite(value) for rows in result.history.values() for _, value in rows)
+    assert FitResult.from_dict(json.loads(json.dumps(result.to_dict()))).to_dict() == result.to_dict()
+
+
+def test_wrong_width_is_refused(name):
+    with pytest.raises(FeatureError, match=f"fitted on {D}"):
+        fitted(name).translate(np.ones((2, D + 1)))
+
+
+def test_unfitted_is_refused(name):
+    with pytest.raises(NotFittedError, match="fit"):
+        make(name).translate(np.ones((2, D)))
+
+
+def test_fewest_anchors(name):
+    x, y, anchors = cells()
+    fewest = get(name).min_anchors
+    assert make(name).fit(x, y, anchors[:fewest], trainer=TRAINER).result_.n_anchors == fewest
+    if fewest:
+        with pytest.raises(AnchorError, match=f"at least {fewest}"):
+            make(name).fit(x, y, anchors[: fewest - 1], trainer=TRAINER)
+
+
+def test_conditions_are_accepted(name):
+    x, y, anchors = cells()
+    codes_x, codes_y = np.arange(90) % 2, np.arange(80) % 2
+    f = make(name).fit(x, y, anchors, condition_x=codes_x, condition_y=codes_y, trainer=TRAINER)
+    assert np.isfinite(f.translate(x, codes_x)).all()
+
+
+@pytest.mark.parametrize("name", ["ridge", "pls", "condition_mean", "toy"])
+def test_order_of_target_cells_does_not_matter(name):
+    """Here exactly; for methods that draw minibatches see the independence of draws in train/test_batches.py."""
+    x, y, anchors = cells()
+    order = np.random.default_rng(0).permutation(len(y))
+    moved = np.column_stack([anchors[:, 0], np.argsort(order)[anchors[:, 1]]])
+    np.testing.assert_allclose(
+        fitted(name, data=(x, y[order], moved)).translate(x), fitted(name).translate(x), atol=1e-5
+    )

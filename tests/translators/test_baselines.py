@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+from celltransfer.errors import ConditionError
+from celltransfer.translators import make
+from celltransfer.translators.baselines import ridge_map
+
+
+def paired(n, seed=0, d=5, out=4, noise=0.1):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d))
+    return x, x @ rng.normal(size=(d, out)) + noise * rng.normal(size=(n, out)) + 3
+
+
+def every(n):
+    return np.column_stack([np.arange(n), np.arange(n)])
+
+
+def test_ridge_predicts_each_pair_as_if_left_out():
+    x, y = paired(9)
+    x, y = x - x.mean(0), y - y.mean(0)
+    _, _, left_out = ridge_map(x, y, penalty=0.3)
+    scale = (np.square(x).sum() + len(x)) / len(x)
+    for i in range(9):
+        rest = np.arange(9) != i
+        scale_rest = (np.square(x[rest]).sum() + 8) / 8
+        weight, b, _ = ridge_map(x[rest], y[rest], penalty=0.3 * scale / scale_rest)
+        np.testing.assert_allclose(left_out[i], x[i] @ weight + b)
+
+
+def test_ridge_on_all_pairs_finds_a_linear_map():
+    x, y = paired(300)
+    np.testing.assert_allclose(make("ridge").fit(x, y, every(300)).translate(x), y, atol=0.5)
+
+
+def test_ridge_shrinks_noise_to_the_population_mean():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(500, 20)), rng.normal(size=(500, 20)) + 7
+    prediction = make("ridge").fit(x, y, every(12)).translate(x)
+    assert np.square(prediction - y.mean(0)).mean() < 0.3
+
+
+def test_one_anchor_gives_a_map_through_the_mean():
+    x, y = paired(200)
+    f = make("ridge").fit(x, y, np.array([[3, 3]]))
+    towards = (f.translate(x[3:4]) - y.mean(0)) @ (y[3] - y.mean(0))
+    assert towards > 0
+    np.testing.assert_allclose(f.translate(x).mean(0), y.mean(0), atol=1.5)
+
+
+def test_pls_finds_a_low_rank_map():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 10))
+    y = x[:, :2] @ rng.normal(size=(2, 8))
+    x = x * np.r_[3, 3, np.ones(8)]
+    np.testing.assert_allclose(make("pls").fit(x, y, every(40)).translate(x), y, atol=0.3)
+
+
+def test_condition_means():
+    x, y = np.zeros((4, 2)), np.array([[0.0], [2.0], [10.0], [12.0]])
+    codes = np.array([0, 0, 4, 4])
+    f = make("condition_mean").fit(x, y, condition_x=codes, condition_y=codes)
+    np.testing.assert_allclose(f.translate(x[:3], np.array([0, 4, 9]))[:, 0], [1, 11, 6])
+    with pytest.raises(ConditionError, match="condition codes"):
+        f.translate(x)
+
+
+def test_chance_returns_target_cells_and_repeats_itself():
+    x, y = paired(100)
+    f = make("chance").fit(x, y, seed=1)
+    drawn = f.translate(x)
+    assert all((np.abs(y - row).sum(1) < 1e-4).any() for row in drawn)
+    np.testing.assert_array_equal(f.translate(x[::-1])[::-1], drawn)
+    assert len(np.unique(drawn[:, 0])) > 40
