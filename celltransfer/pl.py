@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from celltransfer.data.pair import dense
 from celltransfer.errors import ModalityError
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.cm import ScalarMappable
     from mudata import MuData
 
     from celltransfer.model import TransferModel
+
+_NAMES = "measured", "translated"
+# Okabe & Ito's colours, told apart by colour-blind eyes, black last; for more labels there is no such set, and Paul
+# Tol's muted colours follow.
+_COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
+_MORE_COLORS = [
+    "#332288",
+    "#88CCEE",
+    "#117733",
+    "#DDCC77",
+    "#882255",
+    "#44AA99",
+    "#AA4499",
+    "#999933",
+    "#CC6677",
+    "#661100",
+]
+_ORIGIN = {"measured": "#0072B2", "translated": "#E69F00"}
+_GREY, _SHADOW, _OTHER = "#9e9e9e", "#e4e4e4", "other"
+
+
+class _Figure(Figure):
+    """A figure that notebooks show whether or not pyplot was imported."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.savefig(buffer, dpi=80)
+        return buffer.getvalue()
 
 
 def translation(
@@ -27,10 +59,12 @@ def translation(
     max_cells: int = 2000,
     seed: int = 0,
 ) -> Figure:
-    """Translated and true target cells in one UMAP, by `color` and by where they come from.
+    """Measured and translated target cells in one UMAP: each by `color` over the other's shadow, and both by origin.
 
-    A good translation lies on the true cells AND has its colours where theirs are; two clouds that overlap with the
-    colours elsewhere are the translation that looks fine and is wrong.
+    A good translation lies on the measured cells AND has its colours where theirs are; two clouds that overlap with
+    the colours elsewhere are the translation that looks fine and is wrong. Smooth translations, such as those of a
+    regression, lack the noise of measured cells and may lie beside them without being wrong: `celltransfer.report`
+    has the figures.
 
     Parameters
     ----------
@@ -39,59 +73,92 @@ def translation(
     model
         The model that translated.
     color
-        Column of obs, such as the cell type; ``None`` draws the origin only.
+        Column of obs, such as the cell type or a number; ``None`` draws the origin only. Beyond 18 labels the rarest
+        share one grey.
     key
         Modality with the translation; ``"{target}_from_{source}"`` if ``None``.
     max_cells
         Cells drawn of each side at most.
     seed
         Seed of the sample and the UMAP.
-    """
-    from matplotlib.figure import Figure
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Save it with ``.savefig("translation.png")``.
+
+    Raises
+    ------
+    ModalityError
+        The translation, the measured target or the column is not there.
+    """
     key = key or f"{model.target}_from_{model.source}"
-    if key not in mdata.mod:
-        raise ModalityError(f"The MuData has no modality {key!r}; call model.translate(mdata) first.")
+    for name in (key, model.target):
+        if name not in mdata.mod:
+            raise ModalityError(
+                f"The MuData has no modality {name!r}; call model.translate(mdata) on the full MuData first."
+            )
     rng = np.random.default_rng(seed)
-    sides = {}
-    for origin, name in (("measured", model.target), ("translated", key)):
+    points, values = [], []
+    for name in (model.target, key):
         adata = mdata.mod[name]
-        rows = np.sort(rng.choice(adata.n_obs, size=min(adata.n_obs, max_cells), replace=False))
-        part = adata[rows]
-        points = part.obsm["X_translated"] if name == key else dense(model.recipes[model.target].transform(part))
-        sides[origin] = points, _colors(mdata, part.obs, part.obs_names, color)
-    layout = _umap(np.vstack([points for points, _ in sides.values()]), seed)
-    origin = np.repeat(list(sides), [len(points) for points, _ in sides.values()])
-    panels = [("origin", origin)]
-    if color is not None:
-        panels = [(color, np.concatenate([values for _, values in sides.values()])), *panels]
-    figure = Figure(figsize=(5.5 * len(panels), 4.6), layout="constrained")
-    for position, (title, values) in enumerate(panels, start=1):
-        _panel(figure.add_subplot(1, len(panels), position), layout, values, title, measured=origin == "measured")
+        part = adata[np.sort(rng.choice(adata.n_obs, size=min(adata.n_obs, max_cells), replace=False))]
+        points.append(_points(part, model, translated=name == key))
+        values.append(
+            pd.Series(_NAMES[name == key], index=part.obs_names) if color is None else _column(mdata, part, color)
+        )
+    layout = _umap(np.vstack(points), seed)
+    translated = np.repeat([False, True], [len(side) for side in points])
+    origin = _palette(pd.Series(np.where(translated, _NAMES[1], _NAMES[0])), _ORIGIN)
+    figure = _Figure(figsize=(13.5 if color else 6.2, 4.6), layout="constrained")
+    if color is None:
+        _panel(figure.add_subplot(), layout, origin, np.ones(len(layout), dtype=bool), "")
+    else:
+        axes = figure.subplots(1, 3)
+        colors = _palette(pd.concat(values, ignore_index=True))
+        _panel(axes[0], layout, colors, ~translated, f"measured {model.target}, by {color}", legend=False)
+        _panel(axes[1], layout, colors, translated, f"translated from {model.source}, by {color}")
+        _panel(axes[2], layout, origin, np.ones(len(layout), dtype=bool), "both, by origin")
     figure.suptitle(f"{model.source} \N{RIGHTWARDS ARROW} {model.target}, {model.method}: {model.verdict_.level}")
     return figure
 
 
 def history(model: TransferModel) -> Figure:
-    """Losses and monitors over the steps of the fit, one panel each."""
-    from matplotlib.figure import Figure
-
+    """Losses and monitors over the steps of the fit, one panel each; empty for methods that take no steps."""
     curves = {name: rows for name, rows in model.result_.history.items() if rows}
     columns = min(3, max(1, len(curves)))
     rows_needed = -(-max(1, len(curves)) // columns)
-    figure = Figure(figsize=(4 * columns, 2.8 * rows_needed), layout="constrained")
+    figure = _Figure(figsize=(4 * columns, 2.8 * rows_needed), layout="constrained")
     for position, (name, rows) in enumerate(curves.items(), start=1):
         axes = figure.add_subplot(rows_needed, columns, position)
-        axes.plot(*np.array(rows).T, lw=1)
+        axes.plot(*np.array(rows).T, lw=1, color=_COLORS[0])
         axes.set(title=name, xlabel="step")
+        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def _colors(mdata: MuData, obs: pd.DataFrame, names: pd.Index, color: str | None) -> np.ndarray:
-    if color is None:
-        return np.full(len(names), "")
-    if color in obs:
-        return obs[color].astype(str).to_numpy()
+@dataclass(frozen=True)
+class _Palette:
+    """One colour per cell, shape (n, 4), and what the legend says: levels, or the scale of a number."""
+
+    rgba: np.ndarray
+    levels: dict[str, str] = field(default_factory=dict)
+    scale: ScalarMappable | None = None
+
+
+def _points(part: AnnData, model: TransferModel, *, translated: bool) -> np.ndarray:
+    """Cells in the target recipe's feature space, shape (n, d)."""
+    if not translated:
+        return dense(model.recipes[model.target].transform(part))
+    if "X_translated" not in part.obsm:
+        raise ModalityError("The modality has no obsm['X_translated']; key= must name what model.translate wrote.")
+    return np.asarray(part.obsm["X_translated"])
+
+
+def _column(mdata: MuData, part: AnnData, color: str) -> pd.Series:
+    """Column `color` of some cells, wherever the MuData has it."""
+    if color in part.obs:
+        return part.obs[color]
     found = [mdata.obs[color]] if color in mdata.obs else []
     found += [adata.obs[color] for adata in mdata.mod.values() if color in adata.obs]
     if not found:
@@ -99,7 +166,46 @@ def _colors(mdata: MuData, obs: pd.DataFrame, names: pd.Index, color: str | None
     column = found[0]
     for other in found[1:]:
         column = column.astype(object).combine_first(other.astype(object))
-    return column.reindex(names).astype(object).where(lambda c: c.notna(), "unknown").astype(str).to_numpy()
+    return column.reindex(part.obs_names).infer_objects()
+
+
+def _palette(values: pd.Series, fixed: dict[str, str] | None = None) -> _Palette:
+    """Colours of labels, or of numbers where they have too many values to be labels."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize, to_rgba_array
+
+    numbers = pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype)
+    if numbers and values.nunique() > len(_COLORS):
+        scale = ScalarMappable(Normalize(values.min(), values.max()), "viridis")
+        rgba = scale.to_rgba(values.to_numpy(dtype=float))
+        rgba[values.isna()] = to_rgba_array(_GREY)
+        return _Palette(rgba, scale=scale)
+    levels = fixed or _level_colors(values)
+    named = values.map(_label, na_action="ignore").astype(object)
+    named = named.where(named.isin(levels), _OTHER)
+    shown = levels | ({_OTHER: _GREY} if (named == _OTHER).any() else {})
+    return _Palette(to_rgba_array([shown[str(value)] for value in named]), shown)
+
+
+def _level_colors(values: pd.Series) -> dict[str, str]:
+    """Colour by label, in the labels' own order; the rarest go without one where there are more than colours."""
+    counts = values.dropna().value_counts()
+    kept = counts[counts > 0].index[: len(_COLORS) + len(_MORE_COLORS)]
+    order = [level for level in values.cat.categories if level in kept] if hasattr(values, "cat") else _sorted(kept)
+    return dict(zip(map(_label, order), _COLORS + _MORE_COLORS, strict=False))
+
+
+def _sorted(levels: pd.Index) -> list[Any]:
+    """Numbers by size, everything else by name."""
+    try:
+        return sorted(levels)
+    except TypeError:
+        return sorted(levels, key=str)
+
+
+def _label(value: Any) -> str:
+    """Whole numbers without the ``.0`` that missing values elsewhere in the column give them."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _umap(points: np.ndarray, seed: int) -> np.ndarray:
@@ -112,18 +218,24 @@ def _umap(points: np.ndarray, seed: int) -> np.ndarray:
     return np.asarray(stacked.obsm["X_umap"])
 
 
-def _panel(axes: Axes, layout: np.ndarray, values: np.ndarray, title: str, *, measured: np.ndarray) -> None:
-    from matplotlib import colormaps
-
-    levels = sorted(set(values))
-    palette = colormaps["tab10" if len(levels) <= 10 else "tab20"]
-    order = np.random.default_rng(0).permutation(len(values))
-    colors = np.array([palette(levels.index(v) % palette.N) for v in values])
-    for marker, mask in (("o", measured), ("^", ~measured)):
-        rows = order[mask[order]]
-        axes.scatter(*layout[rows].T, c=colors[rows], s=7, lw=0, alpha=0.7, marker=marker)
-    for i, level in enumerate(levels[:20]):
-        axes.scatter([], [], color=palette(i % palette.N), s=20, label=level)
-    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.set(title=f"{title} (o measured, \N{WHITE UP-POINTING TRIANGLE} translated)", xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
+def _panel(
+    axes: Axes, layout: np.ndarray, palette: _Palette, shown: np.ndarray, title: str, *, legend: bool = True
+) -> None:
+    """The cells of `shown` in colour, over the others as a grey shadow."""
+    size = float(np.clip(12000 / len(layout), 3, 16))
+    axes.scatter(*layout[~shown].T, s=size, lw=0, color=_SHADOW, rasterized=True)
+    # In random order, so that no group hides another.
+    rows = np.random.default_rng(0).permutation(np.flatnonzero(shown))
+    axes.scatter(*layout[rows].T, s=size, lw=0, alpha=0.8, c=palette.rgba[rows], rasterized=True)
+    axes.set(title=title, xticks=[], yticks=[])
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.spines[:].set_color(_SHADOW)
+    if legend and palette.scale is not None:
+        axes.figure.colorbar(palette.scale, ax=axes, shrink=0.6)
+    elif legend:
+        for level, color in palette.levels.items():
+            axes.scatter([], [], color=color, s=30, lw=0, label=level)
+        columns = 1 if len(palette.levels) <= 18 else 2
+        axes.legend(
+            frameon=False, fontsize=9, ncols=columns, loc="center left", bbox_to_anchor=(1, 0.5), handletextpad=0.2
+        )

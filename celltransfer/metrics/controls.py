@@ -9,7 +9,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from scipy.stats import rankdata
 
-from celltransfer.metrics.regressors import Fitted, best_scaling, cca, mlp, pls, ridge
+from celltransfer.regressors import Fitted, best_scaling, cca, mlp, pls, ridge
 from celltransfer.metrics.scores import foscttm
 
 if TYPE_CHECKING:

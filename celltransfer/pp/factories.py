@@ -31,13 +31,13 @@ def rna(
     use_rep: str | None = None,
     n_top_features: int | None = 2000,
     n_components: Components = 50,
-    whiten: bool = True,
+    whiten: bool = False,
     target_sum: float = 1e4,
     scale: bool = False,
     on_missing: OnMissing = "error",
     seed: int = 0,
 ) -> Recipe:
-    """Gene counts: log-normalise, keep variable genes, PCA, standardise.
+    """Gene counts: log-normalise, keep variable genes, PCA.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def atac(
     use_rep: str | None = None,
     n_top_features: int | None = None,
     n_components: Components = 50,
-    whiten: bool = True,
+    whiten: bool = False,
     flavor: Literal["muon", "signac"] = "muon",
     binarize: bool = False,
     scale_factor: float = 1e4,
@@ -84,7 +84,7 @@ def atac(
     on_missing: OnMissing = "error",
     seed: int = 0,
 ) -> Recipe:
-    """Peak counts: TF-IDF, latent semantic indexing without its depth component, standardise.
+    """Peak counts: TF-IDF, latent semantic indexing without its depth component.
 
     Parameters
     ----------
@@ -127,12 +127,12 @@ def protein(
     layer: str | None = None,
     use_rep: str | None = None,
     n_components: Components = "auto",
-    whiten: bool = True,
+    whiten: bool = False,
     axis: Literal["cell", "feature"] = "cell",
     on_missing: OnMissing = "error",
     seed: int = 0,
 ) -> Recipe:
-    """Antibody counts: centred log ratio, standardise; PCA only of more than 50 proteins.
+    """Antibody counts: centred log ratio; PCA only of more than 50 proteins.
 
     Parameters
     ----------
@@ -163,11 +163,11 @@ def methylation(
     layer: str | None = None,
     use_rep: str | None = None,
     n_components: Components = "auto",
-    whiten: bool = True,
+    whiten: bool = False,
     on_missing: OnMissing = "error",
     seed: int = 0,
 ) -> Recipe:
-    """Binary or beta values between 0 and 1: standardise; PCA only of more than 50 loci.
+    """Binary or beta values between 0 and 1, as they are; PCA only of more than 50 loci.
 
     Parameters are those of `protein`; missing values (NaN) are an error.
     """

@@ -73,7 +73,7 @@ class _Counted(Kind):
 
     n_top_features: int | None = None
     n_components: Components = 50
-    whiten: bool = True
+    whiten: bool = False
 
     scale_: ClassVar[Scale] = "counts"
     bounds: ClassVar[tuple[float, float]] = (0.0, np.inf)
@@ -149,7 +149,7 @@ class Protein(Kind):
     """Options of `celltransfer.pp.protein`."""
 
     n_components: Components = "auto"
-    whiten: bool = True
+    whiten: bool = False
     axis: Literal["cell", "feature"] = "cell"
 
     scale_: ClassVar[Scale] = "counts"
@@ -170,7 +170,7 @@ class Methylation(Kind):
     """Options of `celltransfer.pp.methylation`."""
 
     n_components: Components = "auto"
-    whiten: bool = True
+    whiten: bool = False
 
     scale_: ClassVar[Scale] = "fractions"
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)

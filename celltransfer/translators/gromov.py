@@ -15,9 +15,9 @@ from sklearn.neighbors import NearestNeighbors, kneighbors_graph
 
 from celltransfer.data.pair import Matrix, ModalityPair, dense
 from celltransfer.errors import ConfigError
+from celltransfer.regressors import linear_map, ridge
 from celltransfer.train.outcome import FitResult, Status
 from celltransfer.translators.base import Arrays, Translator, register
-from celltransfer.translators.baselines import ridge_map
 
 if TYPE_CHECKING:
     from celltransfer.train.loop import Trainer
@@ -43,8 +43,8 @@ class FusedGromov(Translator):
 
     C holds hop counts in a modality's kNN graph (mean 1 after scaling), which forgive what differs in density; M_ij
     is the mean squared difference of the distances of cell i and cell j to the same anchors, and anchors are pinned to
-    their partners. Solved by conditional gradient, without entropy, in float64 on a subsample that keeps the
-    anchors, from several starts where anchors cannot break the symmetries, and the lowest objective wins. Without
+    their partners. Solved in float64 on a subsample that keeps the anchors, by conditional gradient or, with
+    `epsilon` > 0, with an entropic penalty by projected gradient, from several starts where anchors cannot break the symmetries, and the lowest objective wins. Without
     anchors, alpha is 1 and mirror images of the truth are equally good: do not believe such a fit unseen.
 
     New cells: every subsampled source cell gets its barycentric target (anchors their partner), and these soft pairs
@@ -63,6 +63,8 @@ class FusedGromov(Translator):
         Cells a side in the quadratic problem, anchors included; memory is about 50 max_cells^2 bytes.
     n_starts
         Starts with fewer than 3 anchors; 1 otherwise.
+    epsilon
+        Weight of the entropy of the plan; 0 solves the problem without.
     max_iter, tol
         Limit and relative tolerance of the iterations.
     extension
@@ -78,12 +80,13 @@ class FusedGromov(Translator):
         n_neighbors: int = 15,
         max_cells: int = 1000,
         n_starts: int = 4,
+        epsilon: float = 0.0,
         max_iter: int = 100,
         tol: float = 1e-5,
         extension: str = "ridge",
     ) -> None:
         self.alpha, self.n_neighbors, self.max_cells, self.n_starts = alpha, n_neighbors, max_cells, n_starts
-        self.max_iter, self.tol = max_iter, tol
+        self.epsilon, self.max_iter, self.tol = epsilon, max_iter, tol
         self.extension = extension
 
     def _fit(self, pair: ModalityPair, *, seed: int, trainer: Trainer | None) -> FitResult:
@@ -112,6 +115,8 @@ class FusedGromov(Translator):
     def _check(self) -> None:
         if not 0 < self.alpha <= 1:
             raise ConfigError(f"alpha={self.alpha}; the weight of the shapes is in (0, 1].")
+        if self.epsilon < 0:
+            raise ConfigError(f"epsilon={self.epsilon}; the weight of the entropy is not negative.")
         if self.extension not in {"ridge", "knn"}:
             raise ConfigError(f"extension={self.extension!r}; it is 'ridge' or 'knn'.")
 
@@ -130,22 +135,20 @@ class FusedGromov(Translator):
 
         linear = _pinned(anchor_cost(cost_x[:, :k], cost_y[:, :k]), k)
         uniform = [np.full(len(cost), 1 / len(cost)) for cost in (cost_x, cost_y)]
+        common = {"alpha": self.alpha if k else 1.0, "symmetric": True, "G0": first, "max_iter": self.max_iter, "log": True}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            plan, log = ot.gromov.fused_gromov_wasserstein(
-                linear,
-                cost_x,
-                cost_y,
-                *uniform,
-                alpha=self.alpha if k else 1.0,
-                symmetric=True,
-                G0=first,
-                max_iter=self.max_iter,
-                tol_rel=self.tol,
-                log=True,
-            )
+            if self.epsilon:
+                plan, log = ot.gromov.entropic_fused_gromov_wasserstein(
+                    linear, cost_x, cost_y, *uniform, epsilon=self.epsilon, tol=self.tol, **common
+                )
+                n_iter = 10 * (len(log["err"]) - 1)  # POT looks at the error every ten iterations
+            else:
+                plan, log = ot.gromov.fused_gromov_wasserstein(
+                    linear, cost_x, cost_y, *uniform, tol_rel=self.tol, **common
+                )
+                n_iter = len(log["loss"]) - 1
         failed = any("converge" in str(w.message) or "numItermax" in str(w.message) for w in caught)
-        n_iter = len(log["loss"]) - 1
         return Plan(plan, float(log["fgw_dist"]), not failed and n_iter < self.max_iter, n_iter)
 
     def _extend(self, x: np.ndarray, targets: np.ndarray) -> None:
@@ -153,8 +156,8 @@ class FusedGromov(Translator):
             self.arrays_ = {"cells": x.astype(np.float32), "targets": targets.astype(np.float32)}
             return
         mean_x, mean_y = x.mean(axis=0), targets.mean(axis=0)
-        weight, b, _ = ridge_map(x - mean_x, targets - mean_y)
-        offset = mean_y + b - mean_x @ weight
+        weight = linear_map(ridge, x - mean_x, targets - mean_y, x.std(axis=0))
+        offset = mean_y - mean_x @ weight
         self.arrays_ = {"weight": weight.astype(np.float32), "offset": offset.astype(np.float32)}
 
     def _translate(self, x: np.ndarray, condition: np.ndarray | None) -> np.ndarray:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -81,7 +84,30 @@ class TrainedTranslator(Translator):
         """Drop what only training needed."""
 
     def _fit(self, pair: ModalityPair, *, seed: int, trainer: Trainer | None) -> FitResult:
-        trainer = (trainer or Trainer()).with_defaults(**self.training).with_defaults(batch_size=256)
+        restarts = max(1, getattr(self, "restarts", 1))
+        if restarts == 1:
+            return self._train(pair, seed, trainer or Trainer())
+        start = time.perf_counter()
+        runs = [self._restart(pair, seed, trainer or Trainer(), i, restarts) for i in range(restarts)]
+        best, self.module_, result = min(runs, key=lambda run: run[0])
+        result.history["restarts"] = [(i, monitor) for i, (monitor, _, _) in enumerate(runs)]
+        result.seconds = time.perf_counter() - start
+        return result
+
+    def _restart(
+        self, pair: ModalityPair, seed: int, trainer: Trainer, i: int, restarts: int
+    ) -> tuple[float, nn.Module, FitResult]:
+        """Run number i of a fit, from a seed of its own: its lowest monitor, its networks, and how it ended."""
+        limits: dict[str, Any] = {"max_seconds": trainer.max_seconds and trainer.max_seconds / restarts}
+        if trainer.checkpoint_dir is not None:
+            limits["checkpoint_dir"] = Path(trainer.checkpoint_dir) / f"restart{i}"
+        own = int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
+        result = self._train(pair, own, replace(trainer, **limits))
+        monitors = [value for _, value in result.history.get("monitor", [])]
+        return min(monitors, default=float("inf")), self.module_, result
+
+    def _train(self, pair: ModalityPair, seed: int, trainer: Trainer) -> FitResult:
+        trainer = trainer.with_defaults(**self.training).with_defaults(batch_size=256)
         device = trainer.resolve_device()
         self.n_conditions_ = _n_conditions(pair) if self.uses_conditions else 0
         with seeded(seed):

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from celltransfer.errors import ConditionError
 from celltransfer.translators import make
-from celltransfer.translators.baselines import ridge_map
 
 
 def paired(n, seed=0, d=5, out=4, noise=0.1):
@@ -15,21 +14,25 @@ def every(n):
     return np.column_stack([np.arange(n), np.arange(n)])
 
 
-def test_ridge_predicts_each_pair_as_if_left_out():
-    x, y = paired(9)
-    x, y = x - x.mean(0), y - y.mean(0)
-    _, _, left_out = ridge_map(x, y, penalty=0.3)
-    scale = (np.square(x).sum() + len(x)) / len(x)
-    for i in range(9):
-        rest = np.arange(9) != i
-        scale_rest = (np.square(x[rest]).sum() + 8) / 8
-        weight, b, _ = ridge_map(x[rest], y[rest], penalty=0.3 * scale / scale_rest)
-        np.testing.assert_allclose(left_out[i], x[i] @ weight + b)
-
-
 def test_ridge_on_all_pairs_finds_a_linear_map():
     x, y = paired(300)
     np.testing.assert_allclose(make("ridge").fit(x, y, every(300)).translate(x), y, atol=0.5)
+
+
+@pytest.mark.parametrize("method", ["ridge", "pls"])
+def test_units_of_a_feature_do_not_matter(method):
+    """Scales are seen, not assumed: all features in other units give the same translation."""
+    x, y = paired(200)
+    a = make(method).fit(x, y, every(15)).translate(x)
+    b = make(method).fit(1000 * x, y, every(15)).translate(1000 * x)
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_a_feature_that_does_not_vary_is_ignored():
+    x, y = paired(200)
+    wider = np.column_stack([x, np.full(200, 5.0)])
+    a, b = (make("ridge").fit(v, y, every(15)) for v in (x, wider))
+    np.testing.assert_allclose(a.translate(x), b.translate(wider), atol=1e-4)
 
 
 def test_ridge_shrinks_noise_to_the_population_mean():

@@ -25,8 +25,11 @@ def test_one_anchor_and_sparsity_recover_a_scaled_permutation():
     y = other @ truth
     y[0] = x[0] @ truth
     weights = {"weight_sparse": 0.05, "weight_gan": 1.0, "weight_anchor": 3.0, "r1": 0.3}
-    f = make("jacobian", lr_discriminator=4e-3, guard=False, **weights)
-    f.fit(x, y, np.array([[0, 0]]), trainer=Trainer(max_steps=1500, progress=False, device="cpu", patience=100))
+    f = make("jacobian", lr_discriminator=4e-3, guard=False, restarts=5, **weights)
+    f.fit(x, y, np.array([[0, 0]]), trainer=Trainer(max_steps=1200, progress=False, device="cpu", patience=100))
+    # Bad minima are common and seen without the truth: runs differ, and the chosen one is right.
+    monitors = [value for _, value in f.result_.history["restarts"]]
+    assert min(monitors) < 0.02 < max(monitors)
     error = np.sqrt(np.square(f.translate(x) - x @ truth).mean() / np.square(x @ truth).mean())
     assert error < 0.15
 

@@ -1,7 +1,7 @@
-"""Regressions that the controls and the ceiling are made of: arrays in, a prediction function out.
+"""Regressions on pairs: what the baselines, the controls and the ceiling are made of. Arrays in, a function out.
 
-All map standardised source features, shape (n, d), to the scoring space, shape (n, D). Both are centred by their
-training pool, so there is no intercept to estimate from a handful of pairs, and one pair already gives a direction.
+All map source features, shape (n, d), to target features, shape (n, D). Both come centred by ALL cells of their
+modality, so there is no intercept to estimate from a handful of pairs, and one pair already gives a direction.
 A regressor that compares settings returns the cross-validated error of its choice, so that `best_scaling` can go on.
 """
 
@@ -14,10 +14,14 @@ import numpy as np
 
 
 class Fitted(NamedTuple):
-    """A prediction function, shape (n, d) -> (n, D), and the squared error it had on cells left out."""
+    """A prediction function, shape (n, d) -> (n, D), and the squared error it had on cells left out.
+
+    `coefficients`, shape (d, D), where the function is linear.
+    """
 
     predict: Callable[[np.ndarray], np.ndarray]
     error: float
+    coefficients: np.ndarray | None = None
 
 
 Regressor = Callable[[np.ndarray, np.ndarray], Fitted]
@@ -80,7 +84,8 @@ def mlp(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Fitted:
 def best_scaling(fit: Regressor, x: np.ndarray, y: np.ndarray, scale: np.ndarray) -> Fitted:
     """Fit on features of natural scale, whitened, and halfway, and keep the one with the lowest error.
 
-    Where the errors cannot tell (one pair), the natural scale: leading components carry more biology.
+    A penalty shared by all features makes their scales matter: the natural one trusts leading components more, and
+    with a handful of pairs that can halve the error. Where the errors cannot tell (one pair), the natural scale.
 
     Parameters
     ----------
@@ -94,11 +99,35 @@ def best_scaling(fit: Regressor, x: np.ndarray, y: np.ndarray, scale: np.ndarray
     scalings = [(scale / scale.mean()) ** power for power in (1.0, 0.5, 0.0)]
     fits = [fit(x * factor, y) for factor in scalings]
     best = int(np.argmin(np.round([fitted.error for fitted in fits], 12)))
+    linear = fits[best].coefficients
+    if linear is not None:
+        return _linear(scalings[best][:, None] * linear, fits[best].error)
     return Fitted(lambda new: fits[best].predict(new * scalings[best]), fits[best].error)
 
 
+def linear_map(fit: Regressor, x: np.ndarray, y: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Coefficients, shape (d, D), of `fit` in the best scaling of the features.
+
+    Parameters
+    ----------
+    fit
+        `ridge` or `pls`.
+    x, y
+        Pairs, centred by all cells of their modality, shapes (k, d) and (k, D).
+    scale
+        Standard deviation of the features over all source cells, shape (d,); features that do not vary get none.
+    """
+    varies = scale > 1e-12
+    weight = np.zeros((x.shape[1], y.shape[1]))
+    if varies.any():
+        own = scale[varies]
+        fitted = best_scaling(fit, x[:, varies].astype(np.float64) / own, y.astype(np.float64), own)
+        weight[varies] = fitted.coefficients / own[:, None]
+    return weight
+
+
 def _linear(coefficients: np.ndarray, error: float) -> Fitted:
-    return Fitted(lambda new: new @ coefficients, float(error))
+    return Fitted(lambda new: new @ coefficients, float(error), coefficients)
 
 
 def _pls_coefficients(x: np.ndarray, y: np.ndarray, n_components: int) -> list[np.ndarray]:
