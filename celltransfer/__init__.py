@@ -19,7 +19,22 @@ _ATTRIBUTES = {
 }
 _MODULES = ("datasets", "errors", "metrics", "pl", "pp", "tl", "train", "translators")
 
-__all__ = ["Report", "TransferModel", "fit", "load", "report", "settings", *_MODULES]  # noqa: PLE0604
+__all__ = [
+    "Report",
+    "TransferModel",
+    "datasets",
+    "errors",
+    "fit",
+    "load",
+    "metrics",
+    "pl",
+    "pp",
+    "report",
+    "settings",
+    "tl",
+    "train",
+    "translators",
+]
 
 if TYPE_CHECKING:
     from celltransfer import datasets, errors, metrics, pl, pp, tl, train, translators

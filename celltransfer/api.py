@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,8 @@ from celltransfer.train.outcome import Verdict
 from celltransfer.translators.base import Translator
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from mudata import MuData
 
     from celltransfer.pp import Recipe
@@ -160,7 +161,9 @@ def _train_mask(mdata: MuData, name: str, train: cells.CellSelection) -> np.ndar
 def _check_recipe_names(recipes: Mapping[str, Any] | None, names: list[str]) -> None:
     for name in recipes or {}:
         if name not in names:
-            raise ModalityError(f"recipes= names modality {name!r}, which the MuData does not have: {', '.join(names)}.")
+            raise ModalityError(
+                f"recipes= names modality {name!r}, which the MuData does not have: {', '.join(names)}."
+            )
 
 
 def _conditions(
@@ -179,7 +182,7 @@ def _conditions(
     lone = sorted(str(label) for label in seen[source] ^ seen[target])
     if lone:
         warnings.warn(
-            f"Conditions {', '.join(map(repr, lone[:5]))} occur in one modality only; their cells are matched with nothing.",
+            f"Conditions {', '.join(map(repr, lone[:5]))} occur in one modality only; which leaves them unmatched.",
             CelltransferWarning,
             stacklevel=3,
         )
@@ -222,5 +225,3 @@ def _tell(model: TransferModel) -> None:
         logger.info(message)
     else:
         warnings.warn(message, VerdictWarning, stacklevel=3)
-
-

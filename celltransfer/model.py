@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +12,21 @@ import pandas as pd
 from celltransfer import translators
 from celltransfer.data import cells, storage, writeback
 from celltransfer.data.pair import Matrix, dense
-from celltransfer.errors import CelltransferError, ConditionError, FeatureError, InputError, ModalityError, ModelFormatError
+from celltransfer.errors import (
+    CelltransferError,
+    ConditionError,
+    FeatureError,
+    InputError,
+    ModalityError,
+    ModelFormatError,
+)
 from celltransfer.pp import Recipe
 from celltransfer.train.outcome import FitResult, Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
     from anndata import AnnData
     from mudata import MuData
 
@@ -242,8 +250,11 @@ class TransferModel:
         if mdata is None:
             missing = [key for key in self.conditions if key not in adata.obs]
             if missing:
-                raise ConditionError(f"The model was fitted with condition {missing[0]!r}, which obs of the cells lacks.")
-        labels = cells.condition_labels(_Cells({self.source: adata}) if mdata is None else mdata, self.source, self.conditions)  # type: ignore[arg-type]
+                raise ConditionError(
+                    f"The model was fitted with condition {missing[0]!r}, which obs of the cells lacks."
+                )
+        holder: Any = _Cells({self.source: adata}, adata.obs if mdata is None else mdata.obs)
+        labels = cells.condition_labels(holder, self.source, self.conditions)
         return cells.encode_conditions(labels, self.levels, self.source)
 
     def _columns(self, features: Sequence[str] | None) -> np.ndarray:
@@ -397,8 +408,8 @@ def _check_memory(n_cells: int, n_features: int, n_matrices: int) -> None:
 
 
 class _Cells:
-    """An AnnData alone, in the shape that the readers of conditions expect of a MuData."""
+    """Some cells of one modality, in the shape that the readers of conditions expect of a MuData."""
 
-    def __init__(self, mod: dict[str, AnnData]) -> None:
+    def __init__(self, mod: dict[str, AnnData], obs: pd.DataFrame) -> None:
         self.mod = mod
-        self.obs = pd.DataFrame(index=next(iter(mod.values())).obs_names)
+        self.obs = obs

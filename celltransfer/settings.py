@@ -9,13 +9,15 @@ False
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celltransfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def _default_cache() -> Path:
@@ -34,7 +36,8 @@ class Settings:
     data_mirror
         Folder laid out as ``<dataset>/<file>`` that is looked at before the network. ``None``: network only.
     device
-        Where models are trained when a call says ``device="auto"``: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:0"``, ``"mps"``.
+        Where models are trained when a call says ``device="auto"``: ``"auto"`` (CUDA where there is one), ``"cpu"``,
+        ``"cuda"``, ``"cuda:0"``, ``"mps"``.
     progress
         Show progress bars; ``None`` shows them where stderr is a terminal or a notebook.
     """

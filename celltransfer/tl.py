@@ -40,4 +40,4 @@ def translate(
     MuData or None
         The copy, or ``None``; ``mdata.mod[key_added]`` holds the translation.
     """
-    return model.translate(mdata, key_added=key_added, copy=copy, **options)  # type: ignore[return-value]
+    return model.translate(mdata, key_added=key_added, copy=copy, **options)

@@ -4,6 +4,7 @@ import copy
 import json
 import random
 
+import celltransfer as ct
 import mudata
 import numpy as np
 import pandas as pd
@@ -11,9 +12,6 @@ import pytest
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from mudata import MuData
-
-import celltransfer as ct
 from celltransfer.datasets.unpairing import unpair
 from celltransfer.errors import (
     AnchorError,
@@ -30,6 +28,7 @@ from celltransfer.errors import (
 )
 from celltransfer.metrics.scores import foscttm
 from celltransfer.model import FORMAT_VERSION
+from mudata import MuData
 
 pytestmark = pytest.mark.filterwarnings("ignore::celltransfer.errors.VerdictWarning")
 
@@ -131,13 +130,13 @@ def test_h5mu_round_trip_of_a_translation(cells, model, tmp_path):
 
 def test_the_same_seed_gives_the_same_translation_and_leaves_global_randomness_alone(cells):
     ct.fit(cells, train="train", anchors=10, method="jacobian", trainer=ct.train.Trainer(max_steps=1))  # imports
-    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
     runs = [
         ct.fit(cells, train="train", anchors=10, method="jacobian", seed=3, trainer=ct.train.Trainer(max_steps=30))
         for _ in range(2)
     ]
     assert random.getstate() == states[0]
-    np.testing.assert_array_equal(np.random.get_state()[1], states[1])
+    np.testing.assert_array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), states[2])
     latents = [run.latent(cells["rna"]) for run in runs]
     np.testing.assert_array_equal(*latents)
@@ -226,7 +225,9 @@ def test_save_and_load(cells, tmp_path, method):
     model = ct.fit(cells, train="train", anchors=10, method=method, conditions="condition", trainer=short)
     model.save(tmp_path / "model")
     again = ct.load(tmp_path / "model")
-    np.testing.assert_array_equal(model.translate(cells, copy=True)["atac_from_rna"].X, again.translate(cells, copy=True)["atac_from_rna"].X)
+    np.testing.assert_array_equal(
+        model.translate(cells, copy=True)["atac_from_rna"].X, again.translate(cells, copy=True)["atac_from_rna"].X
+    )
     assert again.result_ == model.result_
     assert again.verdict_ == model.verdict_
     assert repr(again) == repr(model)
@@ -370,9 +371,7 @@ def normalised(cells):
 )
 def test_unusable_matrices_name_the_modality(cells, change, error, message):
     with pytest.raises(error, match=message):
-        ct.fit(
-            broken(cells, change), train=None, anchors=20, method="ridge", recipes={"rna": "rna", "atac": "atac"}
-        )
+        ct.fit(broken(cells, change), train=None, anchors=20, method="ridge", recipes={"rna": "rna", "atac": "atac"})
 
 
 def test_normalised_values_where_counts_are_needed(cells):

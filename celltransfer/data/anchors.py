@@ -145,7 +145,7 @@ def _from_table(mdata: MuData, source: str, target: str, table: pd.DataFrame | n
     if not {"source_id", "target_id"} <= set(frame.columns):
         if frame.shape[1] != 2:
             raise AnchorError(
-                f"The anchor table has columns {list(frame.columns)}; expected 'source_id' and 'target_id', or two columns."
+                f"The anchor table has columns {list(frame.columns)}; expected source_id and target_id, or two columns."
             )
         frame = frame.set_axis(["source_id", "target_id"], axis=1)
     columns = []
@@ -175,4 +175,6 @@ def _check_once(mdata: MuData, name: str, rows: np.ndarray) -> None:
     unique, counts = np.unique(rows, return_counts=True)
     if (counts > 1).any():
         barcode = mdata.mod[name].obs_names[unique[counts > 1][0]]
-        raise AnchorError(f"Cell {barcode!r} of {name!r} occurs in {counts.max()} anchor pairs; it has one partner at most.")
+        raise AnchorError(
+            f"Cell {barcode!r} of {name!r} occurs in {counts.max()} anchor pairs; it has one partner at most."
+        )

@@ -108,7 +108,7 @@ def obs_column(mdata: MuData, modality: str, key: str) -> pd.Series:
         if name in mdata.obs:
             return mdata.obs[name].reindex(adata.obs_names)
     raise ConditionError(
-        f"There is no column {key!r} for the cells of {modality!r}, neither in mdata[{modality!r}].obs nor in mdata.obs."
+        f"There is no column {key!r} for the cells of {modality!r}: mdata[{modality!r}].obs and mdata.obs lack it."
     )
 
 
@@ -175,7 +175,7 @@ def _label(value: Hashable) -> str:
 
 def encode_conditions(labels: np.ndarray, conditions: Sequence[str], modality: str) -> np.ndarray:
     """Codes of `labels` in `conditions`, shape (n,), int64; unknown labels raise."""
-    codes = pd.Index(conditions).get_indexer(labels)
+    codes = pd.Index(conditions).get_indexer(pd.Index(labels))
     if (codes < 0).any():
         unknown = sorted({str(label) for label in labels[codes < 0]})
         raise ConditionError(

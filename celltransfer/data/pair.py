@@ -46,7 +46,10 @@ class ModalityPair:
         object.__setattr__(self, "x", _matrix(self.x, "source"))
         object.__setattr__(self, "y", _matrix(self.y, "target"))
         object.__setattr__(self, "anchors", _anchor_rows(self.anchors, self.x.shape[0], self.y.shape[0]))
-        for name, codes, n in (("source", self.condition_x, self.n_source), ("target", self.condition_y, self.n_target)):
+        for name, codes, n in (
+            ("source", self.condition_x, self.n_source),
+            ("target", self.condition_y, self.n_target),
+        ):
             if codes is not None and np.shape(codes) != (n,):
                 raise InputError(f"The {name} condition codes have shape {np.shape(codes)}; expected ({n},).")
         if (self.condition_x is None) != (self.condition_y is None):
@@ -92,7 +95,9 @@ def _matrix(values: Matrix, side: str) -> Matrix:
     data = matrix.data if sp.issparse(matrix) else matrix
     if not np.isfinite(data).all():
         rows = np.flatnonzero(~np.isfinite(dense(matrix)).all(axis=1))
-        raise InputError(f"The {side} features hold NaN or infinite values in {len(rows)} cells, the first at row {rows[0]}.")
+        raise InputError(
+            f"The {side} features hold NaN or infinite values in {len(rows)} cells, the first at row {rows[0]}."
+        )
     return matrix
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from celltransfer.data.writeback import atomic_path
 from celltransfer.errors import ModelFormatError, WriteError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 HEADER, ARRAYS = "model.json", "arrays.safetensors"
 

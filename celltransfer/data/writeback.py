@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from celltransfer.errors import InputError, WriteError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from anndata import AnnData
     from mudata import MuData
 
@@ -23,7 +24,9 @@ def check_writable(mdata: MuData, key: str) -> None:
     if "/" in key or not key:
         raise InputError(f"key_added={key!r} is not a valid modality name: it must not be empty or hold '/'.")
     if mdata.is_view:
-        raise InputError("The MuData is a view, and a view cannot take a new modality: pass mdata.copy(), or copy=True.")
+        raise InputError(
+            "The MuData is a view, and a view cannot take a new modality: pass mdata.copy(), or copy=True."
+        )
     if mdata.isbacked:
         raise InputError(
             "The MuData is backed by a file, and a modality in memory cannot be added to it. Translate the modality "

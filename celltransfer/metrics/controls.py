@@ -9,8 +9,8 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from scipy.stats import rankdata
 
-from celltransfer.regressors import Fitted, best_scaling, cca, mlp, pls, ridge
 from celltransfer.metrics.scores import foscttm
+from celltransfer.regressors import Fitted, best_scaling, cca, mlp, pls, ridge
 
 if TYPE_CHECKING:
     from collections.abc import Callable

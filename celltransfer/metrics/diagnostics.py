@@ -126,8 +126,8 @@ def _subsample(pair: ModalityPair, rng: np.random.Generator) -> ModalityPair:
 
 def _too_few(k: int) -> str:
     return (
-        f"{k} anchor pair{'s' if k != 1 else ''} cannot be cross-validated (at least {MIN_ANCHORS} are needed): nothing "
-        "in the data tells this map from a wrong one that matches the target cells as well."
+        f"{k} anchor pair{'s' if k != 1 else ''} cannot be cross-validated (at least {MIN_ANCHORS} are needed): "
+        "nothing in the data tells this map from a wrong one that matches the target cells as well."
     )
 
 

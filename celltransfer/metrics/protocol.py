@@ -233,7 +233,9 @@ def make_task(
         labels=obs.loc[evaluated, labels].to_numpy(dtype=object) if labels else None,
         target_names=target_names,
         cell_labels=obs[labels].astype(object) if labels else None,
-        normalizers={name: _normalizer(name, adata, kinds) for name, adata in zip((source, target), sides, strict=True)},
+        normalizers={
+            name: _normalizer(name, adata, kinds) for name, adata in zip((source, target), sides, strict=True)
+        },
         n_components=n_components,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,6 +17,7 @@ from celltransfer.translators.base import Arrays, Translator, register
 
 if TYPE_CHECKING:
     from celltransfer.train.loop import Trainer
+
 
 def column_means(matrix: Any) -> np.ndarray:
     """Mean per column in float64, shape (p,)."""
@@ -110,7 +111,7 @@ class Pls(_OnAnchors):
     """
 
     name = "pls"
-    regressor = staticmethod(pls)  # type: ignore[assignment]
+    regressor = staticmethod(pls)
 
 
 @register

@@ -44,8 +44,9 @@ class FusedGromov(Translator):
     C holds hop counts in a modality's kNN graph (mean 1 after scaling), which forgive what differs in density; M_ij
     is the mean squared difference of the distances of cell i and cell j to the same anchors, and anchors are pinned to
     their partners. Solved in float64 on a subsample that keeps the anchors, by conditional gradient or, with
-    `epsilon` > 0, with an entropic penalty by projected gradient, from several starts where anchors cannot break the symmetries, and the lowest objective wins. Without
-    anchors, alpha is 1 and mirror images of the truth are equally good: do not believe such a fit unseen.
+    `epsilon` > 0, with an entropic penalty by projected gradient; from several starts where anchors cannot break the
+    symmetries, and the lowest objective wins. Without anchors, alpha is 1 and mirror images of the truth are equally
+    good: do not believe such a fit unseen.
 
     New cells: every subsampled source cell gets its barycentric target (anchors their partner), and these soft pairs
     train a ridge regression with leave-one-out penalty (``extension="ridge"``) or are averaged over the nearest
@@ -135,7 +136,13 @@ class FusedGromov(Translator):
 
         linear = _pinned(anchor_cost(cost_x[:, :k], cost_y[:, :k]), k)
         uniform = [np.full(len(cost), 1 / len(cost)) for cost in (cost_x, cost_y)]
-        common = {"alpha": self.alpha if k else 1.0, "symmetric": True, "G0": first, "max_iter": self.max_iter, "log": True}
+        common = {
+            "alpha": self.alpha if k else 1.0,
+            "symmetric": True,
+            "G0": first,
+            "max_iter": self.max_iter,
+            "log": True,
+        }
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             if self.epsilon:

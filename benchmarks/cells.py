@@ -1,0 +1,161 @@
+"""Score translators and controls on real co-assayed cells whose pairing is hidden.
+
+For every dataset, number of anchors and seed: hide the pairing (`celltransfer.metrics.protocol.make_task`), fit each
+method on the anchors and the unpaired cells, and score it on the held-out cells next to all controls. Rows that the
+results file already has are skipped, so an interrupted run goes on where it stopped.
+
+    python benchmarks/cells.py run --out benchmarks/results/cells.csv
+    python benchmarks/cells.py table benchmarks/results/cells.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import celltransfer as ct
+import numpy as np
+import pandas as pd
+from celltransfer.metrics import protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# source, target and what the protocol needs to know; scgem is too small to hold cells out.
+DATASETS = {
+    "pbmc10k_cite": ("rna", "protein", {"labels": "cell_type"}),
+    "a549_scicar": ("rna", "atac", {"labels": "treatment_time"}),
+    "a549_scicar_peaks": ("rna", "atac", {"labels": "treatment_time"}),
+    "snare_cortex": ("rna", "atac", {"labels": "cell_type"}),
+    "scgem": (
+        "rna",
+        "methylation",
+        {"labels": "cell_type", "regime": "shared", "transductive": True, "n_components": 5},
+    ),
+}
+METHODS = ["jacobian", "ridge", "pls", "fgw"]
+SCORES = [
+    "foscttm",
+    "foscttm_source_to_target",
+    "foscttm_target_to_source",
+    "knn_accuracy@10",
+    "knn_accuracy@50",
+    "knn_accuracy_cmae@50",
+    "label_transfer_accuracy",
+    "foscttm_within_label",
+    "foscttm_depth_regressed",
+    "energy_distance",
+    "classifier_auc",
+]
+KEY = ["dataset", "part", "k", "seed", "method"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="score what the results file lacks")
+    run.add_argument("--out", type=Path, default=Path("benchmarks/results/cells.csv"))
+    run.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS))
+    run.add_argument("--methods", nargs="+", default=METHODS)
+    run.add_argument("--anchors", nargs="+", type=int, default=[1, 10, 50])
+    run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    run.add_argument("--part", choices=["dev", "test"], default="test")
+    run.add_argument("--no-controls", action="store_true")
+    table = commands.add_parser("table", help="print the results as Markdown")
+    table.add_argument("results", type=Path)
+    table.add_argument("--score", default="foscttm", choices=SCORES)
+    arguments = parser.parse_args()
+    if arguments.command == "table":
+        print_table(pd.read_csv(arguments.results), arguments.score)
+    else:
+        warnings.simplefilter("ignore")
+        score_all(arguments)
+
+
+def score_all(arguments: argparse.Namespace) -> None:
+    done = pd.read_csv(arguments.out) if arguments.out.exists() else pd.DataFrame(columns=KEY)
+    known = set(done[KEY].itertuples(index=False, name=None))
+    for name in arguments.datasets:
+        mdata = ct.datasets.load(name)
+        for seed in arguments.seeds:
+            for k in arguments.anchors:
+                wanted = [m for m in arguments.methods if (name, arguments.part, k, seed, m) not in known]
+                controls = not arguments.no_controls and (name, arguments.part, k, seed, "control: chance") not in known
+                for row in score_task(mdata, name, arguments.part, k, seed, wanted, controls):
+                    append(row, arguments.out)
+
+
+def score_task(mdata, name: str, part: str, k: int, seed: int, methods: list[str], controls: bool) -> Iterator[dict]:
+    if not methods and not controls:
+        return
+    source, target, options = DATASETS[name]
+    task = protocol.make_task(mdata, source, target, n_anchors=k, seed=seed, part=part, **options)
+    about = {"dataset": name, "part": part, "k": k, "seed": seed, "n": task.truth.n_obs}
+    if controls:
+        for control, scores in protocol.control_table(task, seed).items():
+            yield about | {"method": f"control: {control}"} | {s: scores.values.get(s, np.nan) for s in SCORES}
+    for method in methods:
+        if ct.translators.get(method).min_anchors > k:
+            continue
+        start = time.perf_counter()
+        model = ct.fit(task.mdata, source=source, target=target, anchors=task.anchors, method=method, seed=seed)
+        fitted = time.perf_counter()
+        scores = protocol.score(task, model.translate_cells(task.source_test), spearman=False)
+        evidence = model.verdict_.evidence
+        yield (
+            about
+            | {"method": method}
+            | {s: scores.values.get(s, np.nan) for s in SCORES}
+            | {
+                "fit_seconds": model.result_.seconds,
+                "seconds": fitted - start,
+                "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                "status": model.result_.status.value,
+                "verdict": model.verdict_.level,
+                "estimate": evidence.get("foscttm_estimate", np.nan),
+                "estimate_low": evidence.get("foscttm_low", np.nan),
+                "estimate_high": evidence.get("foscttm_high", np.nan),
+                "celltransfer": ct.__version__,
+                "machine": f"{platform.machine()} python {platform.python_version()}",
+            }
+        )
+
+
+COLUMNS = [
+    *["dataset", "part", "k", "seed", "n", "method", *SCORES],
+    *["fit_seconds", "seconds", "peak_mb", "status", "verdict", "estimate", "estimate_low", "estimate_high"],
+    *["celltransfer", "machine"],
+]
+
+
+def append(row: dict, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = pd.DataFrame([row]).reindex(columns=COLUMNS)
+    line.to_csv(path, mode="a", header=not path.exists(), index=False, float_format="%.5g")
+    print(
+        f"{row['dataset']:18} k={row['k']:<3} seed={row['seed']} {row['method']:28} foscttm {row['foscttm']:.3f} "
+        f"knn@50 {row['knn_accuracy@50']:.3f} {row.get('seconds', 0):6.1f} s {row.get('verdict', '')}",
+        flush=True,
+    )
+
+
+def print_table(results: pd.DataFrame, score: str) -> None:
+    """Mean and standard deviation over seeds, methods in rows, numbers of anchors in columns, one table per dataset."""
+    for name, rows in results.groupby("dataset", sort=False):
+        n_seeds = rows["seed"].nunique()
+        print(f"\n**{name}** ({rows['part'].iloc[0]}, {int(rows['n'].max())} cells, {n_seeds} seeds): {score}\n")
+        cells = rows.groupby(["method", "k"], sort=False)[score].agg(["mean", "std"])
+        wide = cells.apply(lambda c: f"{c['mean']:.3f} ± {c['std']:.3f}", axis=1).unstack("k").fillna("")
+        print("| method | " + " | ".join(f"k = {k}" for k in wide.columns) + " |")
+        print("|---|" + "---:|" * wide.shape[1])
+        for method, values in wide.iterrows():
+            print(f"| {method} | " + " | ".join(values) + " |")
+
+
+if __name__ == "__main__":
+    main()
