@@ -6,20 +6,24 @@ Exit codes: 0 success, 1 the input or the machine was at fault (one clear messag
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from celltransfer.errors import CelltransferError, InputError, VerdictWarning
+from celltransfer.errors import CelltransferError, InputError, VerdictWarning, WriteError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
     from mudata import MuData
 
     from celltransfer.model import TransferModel
@@ -27,12 +31,42 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Translate single cells between modalities from unpaired cells and a handful of anchors.",
+    epilog="Exit codes: 0 success, 1 unusable input or failed writing, 2 wrong usage, 3 not identified (--strict).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 datasets_app = typer.Typer(help="List, fetch and export the registered datasets.", no_args_is_help=True)
 app.add_typer(datasets_app, name="datasets")
+
+
+class OnMissing(StrEnum):
+    """What to do about source features that the file lacks."""
+
+    error = "error"
+    zero = "zero"
+
+
+def _named_values(items: list[str] | None) -> list[str] | None:
+    for item in items or []:
+        if not item.partition("=")[1]:
+            raise typer.BadParameter(f"expected NAME=VALUE, got {item!r}.")
+    return items
+
+
+def _report_file(path: Path | None) -> Path | None:
+    if path is not None and path.suffix not in {".md", ".json", ".html"}:
+        raise typer.BadParameter(f"the report is written as .md, .json or .html, not {path.name!r}.")
+    return path
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from celltransfer import __version__
+
+        print(__version__)
+        raise typer.Exit
+
 
 Input = Annotated[Path, typer.Argument(help="MuData file (.h5mu).", exists=True, dir_okay=False)]
 Source = Annotated[str | None, typer.Option(help="Modality to translate from; the first of two if not given.")]
@@ -41,27 +75,58 @@ Method = Annotated[str, typer.Option(help="Translator, see `celltransfer methods
 Conditions = Annotated[str | None, typer.Option(help="obs column(s) known for every cell, comma separated.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0, mps.")]
-Options = Annotated[list[str] | None, typer.Option("--option", "-O", help="Option of the method, NAME=VALUE.")]
-ReportFile = Annotated[Path | None, typer.Option("--report", help="Write the report to FILE.md or FILE.json.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-O", help="Option of the method, NAME=VALUE; may be repeated.", callback=_named_values),
+]
+Model = Annotated[Path, typer.Option("--model", help="Folder of a saved model.")]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option("--report", help="Also write the report to FILE.md, .json or .html.", callback=_report_file),
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the report to FILE, as JSON.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 unless the verdict is 'identified'.")]
-MaxSeconds = Annotated[float | None, typer.Option(help="Stop training after this many seconds.")]
+MaxSeconds = Annotated[float | None, typer.Option(help="Stop training after this many seconds.", min=0)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what is decided along the way.")]
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Translate single cells between modalities from unpaired cells and a handful of anchors."""
 
 
 @contextmanager
 def _session(verbose: bool = True) -> Iterator[None]:
-    """Log to stderr, print warnings as one line, and turn our errors into one message and exit code 1."""
-    logging.basicConfig(stream=sys.stderr, format="%(message)s")
-    logging.getLogger("celltransfer").setLevel(logging.INFO if verbose else logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", category=VerdictWarning)  # printed with the result
-        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)  # type: ignore[assignment]
-        try:
+    """Log to stderr, print warnings as one line, and turn our errors into one line and exit code 1."""
+    logger, handler = logging.getLogger("celltransfer"), logging.StreamHandler(sys.stderr)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False  # some library we import gives the root logger a handler of its own
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            # A translated modality has the target's feature names on purpose; mudata warns about shared names.
+            warnings.filterwarnings("ignore", message=".*var_names.*", category=UserWarning)
+            warnings.filterwarnings("ignore", category=VerdictWarning)  # printed with the result
+            warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
             yield
-        except (CelltransferError, MemoryError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(1) from error
+    except (CelltransferError, MemoryError) as error:
+        _say(f"error: {str(error) or 'out of memory'}")
+        raise typer.Exit(1) from error
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _say(text: str) -> None:
+    """One line on stderr."""
+    print(" ".join(text.split()), file=sys.stderr)
 
 
 @app.command()
@@ -69,7 +134,7 @@ def demo(
     dataset: Annotated[str, typer.Option(help="Registered dataset; the default needs no network.")] = "simulate",
     source: Source = None,
     target: Target = None,
-    anchors: Annotated[int, typer.Option(help="Number of co-assayed cells that training may see.")] = 10,
+    anchors: Annotated[int, typer.Option(help="Number of co-assayed cells that training may see.", min=0)] = 10,
     method: Method = "jacobian",
     conditions: Conditions = None,
     seed: Seed = 0,
@@ -80,28 +145,29 @@ def demo(
         "celltransfer-demo"
     ),
     report: ReportFile = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")] = None,
-    picture: Annotated[bool, typer.Option(help="Draw translated and true cells in one UMAP.")] = True,
+    json_file: JsonFile = None,
+    picture: Annotated[bool, typer.Option(help="Draw measured and translated cells in one UMAP.")] = True,
     strict: Strict = False,
 ) -> None:
     """Run the main job: unpair a co-assay, fit, translate, write the MuData, report, draw."""
     with _session():
-        from celltransfer import datasets, pl
+        from celltransfer import datasets
 
-        mdata = datasets.unpair(datasets.load(dataset), anchors, source=source, target=target, seed=seed)
-        source, target = source or next(iter(mdata.mod)), target or list(mdata.mod)[1]
+        _check_model_folder(out / "model", overwrite=True)
+        mdata = datasets.load(dataset)
+        source, target = _direction(mdata, source, target)
+        mdata = datasets.unpair(mdata, anchors, source=source, target=target, seed=seed)
         model = _fit(mdata, source, target, anchors, method, conditions, "train", seed, device, max_seconds, option)
         model.translate(mdata, counts=False)
         result = _report(model, mdata)
         _save(model, mdata, out)
+        _write_report(result, report, json_file, out / "report.md", out / "report.json")
+        written = ["model", "translated.h5mu", "report.md", "report.json"]
         if picture:
-            info = mdata.uns.get("celltransfer_dataset", {})
-            figure = pl.translation(mdata, model, color=info.get("labels") or None, seed=seed)
-            figure.savefig(out / "translation.png", dpi=130)
-        for path in (report, json_file, out / "report.md", out / "report.json"):
-            _write_report(result, path)
+            _draw(model, mdata, out / "translation.png", seed)
+            written.append("translation.png")
         _show(result)
-        print(f"Written to {out}/: {', '.join(sorted(p.name for p in out.iterdir()))}", file=sys.stderr)
+        _say(f"Written to {out}/: {', '.join(written)}")
         _exit(model, strict)
 
 
@@ -117,7 +183,10 @@ def fit(
     ] = None,
     method: Method = "jacobian",
     conditions: Conditions = None,
-    recipe: Annotated[list[str] | None, typer.Option(help="Preprocessing, MODALITY=NAME.")] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(help="Preprocessing, MODALITY=NAME; may be repeated.", callback=_named_values),
+    ] = None,
     train: Annotated[str | None, typer.Option(help="obs column that marks the training cells.")] = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -129,10 +198,21 @@ def fit(
 ) -> None:
     """Fit a translator and save it."""
     with _session(verbose):
-        mdata = _read(data)
-        recipes = _pairs(recipe, "--recipe")
+        _check_model_folder(model_dir, overwrite=overwrite)
+        mdata, recipes = _read(data), _pairs(recipe)
         model = _fit(
-            mdata, source, target, _anchors(anchors), method, conditions, train, seed, device, max_seconds, option, recipes
+            mdata,
+            source,
+            target,
+            _anchors(anchors),
+            method,
+            conditions,
+            train,
+            seed,
+            device,
+            max_seconds,
+            option,
+            recipes,
         )
         model.save(model_dir, overwrite=overwrite)
         print(model)
@@ -142,11 +222,13 @@ def fit(
 @app.command()
 def translate(
     data: Input,
-    model_dir: Annotated[Path, typer.Option("--model", help="Folder of a saved model.")],
+    model_dir: Model,
     out: Annotated[Path, typer.Option(help="MuData file to write (.h5mu).")],
     key_added: Annotated[str | None, typer.Option(help="Name of the new modality.")] = None,
     counts: Annotated[bool, typer.Option(help="Write expected counts, where the recipe knows them.")] = False,
-    on_missing: Annotated[str | None, typer.Option(help="error or zero: source features the file lacks.")] = None,
+    on_missing: Annotated[
+        OnMissing | None, typer.Option(help="What to do about source features the file lacks.")
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Translate the source cells of a MuData with a saved model."""
@@ -154,8 +236,8 @@ def translate(
         from celltransfer.data.writeback import write_h5mu
         from celltransfer.model import load
 
-        mdata, model = _read(data), load(model_dir)
-        model.translate(mdata, key_added=key_added, counts=counts, on_missing=on_missing)
+        model, mdata = load(model_dir), _read(data)
+        model.translate(mdata, key_added=key_added, counts=counts, on_missing=on_missing.value if on_missing else None)
         write_h5mu(mdata, out)
         key = key_added or f"{model.target}_from_{model.source}"
         print(f"{out}: {key} {mdata.mod[key].n_obs} x {mdata.mod[key].n_vars}, verdict {model.verdict_.level}")
@@ -164,8 +246,15 @@ def translate(
 @app.command()
 def evaluate(
     data: Input,
-    model_dir: Annotated[Path, typer.Option("--model", help="Folder of a saved model.")],
+    model_dir: Model,
+    labels: Annotated[str | None, typer.Option(help="obs column with cell labels, for the scores by label.")] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="CSV with columns source_id,target_id: true partners with different barcodes.", exists=True),
+    ] = None,
+    seed: Seed = 0,
     report: ReportFile = None,
+    json_file: JsonFile = None,
     strict: Strict = False,
     verbose: Verbose = False,
 ) -> None:
@@ -174,8 +263,8 @@ def evaluate(
         from celltransfer.model import load
 
         model = load(model_dir)
-        result = _report(model, _read(data))
-        _write_report(result, report)
+        result = _report(model, _read(data), labels=labels, pairs=None if pairs is None else _table(pairs), seed=seed)
+        _write_report(result, report, json_file)
         _show(result)
         _exit(model, strict)
 
@@ -193,11 +282,18 @@ def methods() -> None:
 
 @datasets_app.command("list")
 def list_datasets() -> None:
-    """List the registered datasets."""
+    """List the registered datasets; available: loads without the network."""
     with _session(False):
         from celltransfer import datasets
 
-        print(datasets.list().to_string())
+        table = datasets.list()[["name", "modalities", "n_obs", "available", "licence", "title"]]
+        widths = {name: max(len(name), *table[name].astype(str).str.len()) for name in table.columns[:-1]}
+        for row in [list(table.columns), *table.astype(str).to_numpy().tolist()]:
+            print(
+                "  ".join(
+                    [*(text.ljust(width) for text, width in zip(row[:-1], widths.values(), strict=True)), row[-1]]
+                )
+            )
 
 
 @datasets_app.command("fetch")
@@ -244,41 +340,64 @@ def _fit(
         train=train,
         seed=seed,
         trainer=Trainer(device=device, max_seconds=max_seconds),
-        **{name: _value(text) for name, text in _pairs(option, "--option").items()},
+        **{name: _value(text) for name, text in _pairs(option).items()},
     )
 
 
 def _read(path: Path) -> MuData:
     import mudata
+    from anndata import AnnData
 
     try:
-        return mudata.read_h5mu(path)
-    except (OSError, KeyError, ValueError, TypeError) as error:
+        mdata = mudata.read_h5mu(path)
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(f"{path} cannot be read as a MuData: {error}") from error
+    if isinstance(mdata, AnnData):
+        raise InputError(f"{path} holds an AnnData; put both modalities into one MuData file (.h5mu).")
+    return mdata
 
 
 def _anchors(text: str | None) -> Any:
-    """A number, a CSV file, or the name of an obs column."""
-    if text is None or text.isdigit():
-        return None if text is None else int(text)
-    if text.endswith((".csv", ".tsv", ".txt")):
-        import pandas as pd
-
-        try:
-            return pd.read_csv(text, sep=None, engine="python", dtype=str)
-        except (OSError, ValueError) as error:
-            raise InputError(f"The anchor table {text} cannot be read: {error}") from error
-    return text
+    """A number, a table in a file, or the name of an obs column."""
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        is_file = text.endswith((".csv", ".tsv", ".txt")) or Path(text).is_file()
+        return _table(Path(text)) if is_file else text
 
 
-def _pairs(items: list[str] | None, flag: str) -> dict[str, str]:
-    pairs = {}
-    for item in items or []:
-        name, sign, value = item.partition("=")
-        if not sign:
-            raise typer.BadParameter(f"{flag} takes NAME=VALUE, got {item!r}.")
-        pairs[name] = value
-    return pairs
+def _table(path: Path) -> pd.DataFrame:
+    """A table of strings, whatever separates its columns."""
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path, sep=None, engine="python", dtype=str)
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"The table {path} cannot be read: {error}") from error
+
+
+def _direction(mdata: MuData, source: str | None, target: str | None) -> tuple[str, str]:
+    """Modalities to translate between; the dataset's own where nothing is said."""
+    from celltransfer.data.cells import choose_modalities
+
+    info = mdata.uns.get("celltransfer_dataset", {})
+    if source is None and target is None:
+        source, target = info.get("source"), info.get("target")
+    return choose_modalities(mdata, source, target)
+
+
+def _check_model_folder(path: Path, *, overwrite: bool) -> None:
+    """Refuse before the fit what saving would refuse after it."""
+    if path.exists() and not overwrite:
+        raise WriteError(f"{path} exists; pass --overwrite to replace it.")
+    if path.exists() and not (path / "model.json").is_file():
+        raise WriteError(f"{path} exists and is no celltransfer model; it is not overwritten.")
+
+
+def _pairs(items: list[str] | None) -> dict[str, str]:
+    return {name: value for name, _, value in (item.partition("=") for item in items or [])}
 
 
 def _value(text: str) -> Any:
@@ -289,10 +408,10 @@ def _value(text: str) -> Any:
         return text
 
 
-def _report(model: TransferModel, mdata: MuData) -> Report:
+def _report(model: TransferModel, mdata: MuData, **options: Any) -> Report:
     from celltransfer.reporting import report
 
-    return report(model, mdata)
+    return report(model, mdata, **options)
 
 
 def _save(model: TransferModel, mdata: MuData, out: Path) -> None:
@@ -302,21 +421,32 @@ def _save(model: TransferModel, mdata: MuData, out: Path) -> None:
     write_h5mu(mdata, out / "translated.h5mu")
 
 
-def _write_report(result: Report, path: Path | None) -> None:
+def _draw(model: TransferModel, mdata: MuData, path: Path, seed: int) -> None:
+    from celltransfer import pl
     from celltransfer.data.writeback import atomic_path
 
-    if path is None:
-        return
-    if path.suffix not in {".md", ".json"}:
-        raise typer.BadParameter(f"--report writes .md or .json, got {path.name!r}.")
+    color = mdata.uns.get("celltransfer_dataset", {}).get("labels") or None
+    figure = pl.translation(mdata, model, color=color, seed=seed)
     with atomic_path(path) as part:
-        part.write_text(result.to_json() if path.suffix == ".json" else result.to_markdown())
+        figure.savefig(part, dpi=130)
+
+
+def _write_report(result: Report, path: Path | None, json_file: Path | None, *more: Path) -> None:
+    from celltransfer.data.writeback import atomic_path
+
+    forms = {".json": result.to_json, ".html": result.to_html}
+    files = [(file, forms.get(file.suffix, result.to_markdown)) for file in (path, *more) if file is not None]
+    if json_file is not None:
+        files.append((json_file, result.to_json))
+    for file, form in files:
+        with atomic_path(file) as part:
+            part.write_text(form(), encoding="utf-8")
 
 
 def _show(result: Report) -> None:
-    """A table for the eye on a terminal, Markdown in a pipe."""
+    """A drawn table on a terminal, Markdown in a pipe."""
     if not sys.stdout.isatty():
-        print(result.to_markdown())
+        print(result.to_markdown(), end="")
         return
     from rich.console import Console
 
@@ -325,4 +455,5 @@ def _show(result: Report) -> None:
 
 def _exit(model: TransferModel, strict: bool) -> None:
     if strict and model.verdict_.level != "identified":
+        _say(f"The verdict is {model.verdict_.level!r}, and --strict asks for 'identified'.")
         raise typer.Exit(3)

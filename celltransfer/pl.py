@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -209,12 +210,17 @@ def _label(value: Any) -> str:
 
 
 def _umap(points: np.ndarray, seed: int) -> np.ndarray:
-    import scanpy as sc
     from anndata import AnnData
 
     stacked = AnnData(obs=pd.DataFrame(index=[str(i) for i in range(len(points))]), obsm={"X": points})
-    sc.pp.neighbors(stacked, use_rep="X", n_neighbors=min(15, len(points) - 1), metric="cosine", random_state=seed)
-    sc.tl.umap(stacked, random_state=seed)
+    n_neighbors = min(15, len(points) - 1)
+    with warnings.catch_warnings():
+        # About missing notebook widgets and, where many cells are alike, about the layout's start: of no consequence.
+        warnings.simplefilter("ignore")
+        import scanpy as sc
+
+        sc.pp.neighbors(stacked, use_rep="X", n_neighbors=n_neighbors, metric="cosine", random_state=seed)
+        sc.tl.umap(stacked, random_state=seed)
     return np.asarray(stacked.obsm["X_umap"])
 
 
@@ -222,13 +228,12 @@ def _panel(
     axes: Axes, layout: np.ndarray, palette: _Palette, shown: np.ndarray, title: str, *, legend: bool = True
 ) -> None:
     """The cells of `shown` in colour, over the others as a grey shadow."""
-    size = float(np.clip(12000 / len(layout), 3, 16))
-    axes.scatter(*layout[~shown].T, s=size, lw=0, color=_SHADOW, rasterized=True)
+    size = float(np.clip(20000 / len(layout), 4, 20))
+    axes.scatter(layout[~shown, 0], layout[~shown, 1], s=size, lw=0, color=_SHADOW, rasterized=True)
     # In random order, so that no group hides another.
     rows = np.random.default_rng(0).permutation(np.flatnonzero(shown))
-    axes.scatter(*layout[rows].T, s=size, lw=0, alpha=0.8, c=palette.rgba[rows], rasterized=True)
+    axes.scatter(layout[rows, 0], layout[rows, 1], s=size, lw=0, alpha=0.8, c=palette.rgba[rows], rasterized=True)
     axes.set(title=title, xticks=[], yticks=[])
-    axes.set_aspect("equal", adjustable="datalim")
     axes.spines[:].set_color(_SHADOW)
     if legend and palette.scale is not None:
         axes.figure.colorbar(palette.scale, ax=axes, shrink=0.6)

@@ -1,4 +1,4 @@
-"""`celltransfer.report`: how good a translation is, measured on cells whose partner is known, with controls beside it."""
+"""`celltransfer.report`: how good a translation is, on cells whose partner is known, with controls beside it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from anndata import AnnData
 
 from celltransfer.data import cells
 from celltransfer.data.anchors import resolve_anchors
-from celltransfer.errors import InputError
+from celltransfer.errors import InputError, ModalityError
 from celltransfer.metrics import protocol
 from celltransfer.metrics.bootstrap import interval
 from celltransfer.metrics.scores import reference_share
 from celltransfer.pp.slots import concatenate
-from celltransfer.train.outcome import Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from mudata import MuData
-    from rich.table import Table
+    from rich.console import Group
 
     from celltransfer.model import TransferModel
     from celltransfer.pp import Recipe
+    from celltransfer.train.outcome import Verdict
 
 # Fewer cells with a known partner than this give no figure worth printing.
 MIN_CELLS = 20
@@ -95,11 +97,11 @@ class Report:
             f"Verdict: {self.verdict.level}. {' '.join(self.verdict.reasons)}",
         ]
         if not self.table.empty:
-            lines += [f"Scored on {about['n_cells']} {about['cells']}.", self._compare()]
+            lines += [f"Scored on {about['n_cells']} {about['cells']}.", self._compare(), self._beaten_by()]
         return lines + self.notes
 
     def _compare(self) -> str:
-        scores = self.table.loc[TRANSLATION]
+        scores = dict(zip(self.table, self.table.loc[[TRANSLATION]].to_numpy(dtype=float)[0], strict=True))
         low, high = self.intervals["foscttm"]
         knn = self.intervals["knn_accuracy@10"]
         text = (
@@ -109,9 +111,22 @@ class Report:
         )
         ceiling = _NAMES["reference"]
         if ceiling in self.table.index:
-            share = reference_share(scores["foscttm"], 0.5, self.table.loc[ceiling, "foscttm"])
-            text += f"; {share:.0%} of the way from chance to the ceiling"
+            best = float(self.table["foscttm"][ceiling])
+            share = reference_share(scores["foscttm"], 0.5, best)
+            text += (
+                f"; {share:.0%} of the way from chance to the ceiling ({best:.3f})"
+                if share > 0
+                else "; not better than chance"
+            )
         return f"{text}."
+
+    def _beaten_by(self) -> str:
+        """Which controls translate better; none of them may use what the ceiling uses."""
+        foscttm = self.table["foscttm"].drop(_NAMES["reference"], errors="ignore")
+        better = foscttm.index[foscttm < foscttm[TRANSLATION]]
+        if not len(better):
+            return "No control has a lower FOSCTTM."
+        return f"Controls with a lower FOSCTTM: {', '.join(f'{name} ({foscttm[name]:.3f})' for name in better)}."
 
     def to_markdown(self) -> str:
         """Sentences and the headline table, in Markdown."""
@@ -133,21 +148,27 @@ class Report:
 
     def to_json(self) -> str:
         """Everything, as JSON."""
-        return json.dumps(self.to_dict(), indent=2)
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
-    def to_rich(self) -> Table:
-        """The headline table for a terminal."""
+    def to_rich(self) -> Group:
+        """Sentences and the headline table, for a terminal."""
+        from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
+        # Text, because rich takes "[...]" in a plain string for markup.
+        sentences = [Text(line) for line in self.summary()]
+        if self.table.empty:
+            return Group(*sentences)
         shown = self.headline()
-        table = Table(title="\n".join(self.summary()), title_justify="left", title_style="")
+        table = Table()
         table.add_column("method", no_wrap=True)
         for name in shown:
             table.add_column(_short(name), justify="right")
         for name, row in shown.iterrows():
             style = "bold" if name == TRANSLATION else ""
-            table.add_row(str(name), *(_number(value) for value in row), style=style)
-        return table
+            table.add_row(Text(str(name)), *(_number(value) for value in row), style=style)
+        return Group(*sentences, table)
 
     def __str__(self) -> str:
         return self.to_markdown()
@@ -156,12 +177,18 @@ class Report:
         return "\n".join(self.summary())
 
     def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def to_html(self) -> str:
+        """Sentences and the headline table, as a piece of HTML."""
         from html import escape
 
         color = {"identified": "#2e7d32", "ambiguous": "#b26a00", "failed": "#c62828"}[self.verdict.level]
         lines = [escape(line) for line in self.summary()]
         lines[1] = f'<b style="color:{color}">{lines[1]}</b>'
-        table = "" if self.table.empty else self.headline().rename(columns=_short).to_html(float_format=_number, na_rep="")
+        table = (
+            "" if self.table.empty else self.headline().rename(columns=_short).to_html(float_format=_number, na_rep="")
+        )
         return f"<p>{'<br>'.join(lines)}</p>{table}"
 
 
@@ -202,7 +229,7 @@ def report(
     cells.check_mudata(mdata)
     for name in (model.source, model.target):
         if name not in mdata.mod:
-            raise InputError(f"The model needs modality {name!r}, which the MuData lacks: {', '.join(mdata.mod)}.")
+            raise ModalityError(f"The model needs modality {name!r}, which the MuData lacks: {', '.join(mdata.mod)}.")
     about = {
         "source": model.source,
         "target": model.target,
@@ -248,7 +275,9 @@ def _cells_to_score(mdata: MuData, model: TransferModel, rows: np.ndarray) -> tu
         trained |= mdata.mod[name].obs_names[rows[:, side]].isin(model.training_cells[name])
     if (~trained).sum() >= MIN_CELLS:
         return rows[~trained], "co-assayed cells that training has not seen"
-    return rows, "co-assayed training cells whose pairing was hidden"
+    if trained.all():
+        return rows, "co-assayed training cells whose pairing was hidden"
+    return rows, "co-assayed cells, most of them training cells whose pairing was hidden"
 
 
 def _task(
@@ -273,7 +302,7 @@ def _task(
         source=model.source,
         target=model.target,
         regime="shared",
-        mdata=_Pool(pool),  # type: ignore[arg-type]
+        mdata=_Pool(pool),
         anchors=model.anchors,
         source_test=source[scored[:, 0]],
         truth=target[scored[:, 1]],
@@ -297,7 +326,11 @@ def _scores(
     mine = protocol.score(task, translated[task.source_test.obs_names])
     controls = protocol.control_table(task, seed)
     table = {TRANSLATION: mine.values} | {_NAMES[name]: controls[name].values for name in _NAMES if name in controls}
-    bounds = {name: interval(values[np.isfinite(values)], seed=seed) for name, values in mine.per_cell.items() if np.isfinite(values).any()}
+    bounds = {
+        name: interval(values[np.isfinite(values)], seed=seed)
+        for name, values in mine.per_cell.items()
+        if np.isfinite(values).any()
+    }
     return pd.DataFrame(table).T, {name: (found.low, found.high) for name, found in bounds.items()}
 
 
@@ -342,7 +375,9 @@ class _Pool:
 
 def _markdown(table: pd.DataFrame) -> list[str]:
     head = ["method", *(_short(name) for name in table)]
-    rows = [[str(name), *(_number(value) for value in row)] for name, row in zip(table.index, table.to_numpy(), strict=True)]
+    rows = [
+        [str(name), *(_number(value) for value in row)] for name, row in zip(table.index, table.to_numpy(), strict=True)
+    ]
     return [
         f"| {' | '.join(head)} |",
         f"|{'---|' + '---:|' * (len(head) - 1)}",
@@ -350,10 +385,11 @@ def _markdown(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _short(name: str) -> str:
+def _short(name: Hashable) -> str:
+    text = str(name)
     for long, short in (("source_to_target", "->"), ("target_to_source", "<-"), ("_accuracy", ""), ("_", " ")):
-        name = name.replace(long, short)
-    return name
+        text = text.replace(long, short)
+    return text
 
 
 def _number(value: float) -> str:

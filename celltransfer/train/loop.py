@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -234,12 +235,12 @@ class _Run:
             self.task.module_.load_state_dict(self.kept)
 
     def _progress(self) -> Any:
-        from tqdm.auto import tqdm
-
         shown = settings.progress if self.trainer.progress is None else self.trainer.progress
         if shown is None:
             shown = sys.stderr.isatty() or "ipykernel" in sys.modules
-        return tqdm(total=self.trainer.max_steps, initial=self.step, disable=not shown, unit="step", leave=False)
+        # tqdm.auto warns in notebooks without widgets, which is no use where there is no bar.
+        bar = import_module("tqdm.auto" if shown else "tqdm").tqdm
+        return bar(total=self.trainer.max_steps, initial=self.step, disable=not shown, unit="step", leave=False)
 
     def _save(self) -> None:
         """Write the checkpoint; complete or not at all."""
