@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("celltransfer")
 
+# Refits for the verdict: as many as cost little, see `_judge`.
+CHEAP_SECONDS, MANY_FOLDS, FEW_FOLDS = 0.5, 20, 4
+
 
 def fit(
     mdata: MuData,
@@ -200,9 +203,11 @@ def _training_rows(anchors: Anchors, train_source: np.ndarray, train_target: np.
 def _judge(translator: Translator, pair: ModalityPair, trainer: Trainer, seed: int) -> Verdict:
     from celltransfer.metrics.diagnostics import judge
 
-    # Refits get a quarter of the steps each, so that the four of them cost about as much as the fit.
-    steps = max(translator.result_.n_steps // 4, 1)
-    short = replace(trainer, max_steps=steps, progress=False, checkpoint_dir=None, resume=False)
+    # Cheap fits are repeated without every anchor or two. Others are repeated four times with a quarter of the steps,
+    # which costs about one more fit.
+    cheap = translator.result_.seconds < CHEAP_SECONDS
+    steps = translator.result_.n_steps if cheap else translator.result_.n_steps // 4
+    short = replace(trainer, max_steps=max(steps, 1), progress=False, checkpoint_dir=None, resume=False)
 
     def refit(without: ModalityPair, fold: int) -> Translator:
         again = translators.make(translator.name, **translator.get_config())
@@ -210,7 +215,7 @@ def _judge(translator: Translator, pair: ModalityPair, trainer: Trainer, seed: i
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CelltransferWarning)
-        return judge(translator, pair, refit, seed=seed)
+        return judge(translator, pair, refit, seed=seed, max_folds=MANY_FOLDS if cheap else FEW_FOLDS)
 
 
 def _unjudged() -> Verdict:

@@ -39,12 +39,14 @@ def choose_modalities(mdata: MuData, source: str | None, target: str | None) -> 
     for role, name in (("source", source), ("target", target)):
         if name is not None and name not in names:
             raise ModalityError(f"There is no modality {name!r} for {role}=. The MuData has {', '.join(names)}.")
-    if len(names) > 2 and (source is None or target is None):
-        raise ModalityError(f"The MuData has {len(names)} modalities ({', '.join(names)}): say source= and target=.")
+    # Earlier translations stay in the MuData; they are not what is meant by "the two modalities".
+    measured = [name for name in names if "celltransfer" not in mdata.mod[name].uns]
+    if len(measured) != 2 and (source is None or target is None):
+        raise ModalityError(f"The MuData has {len(measured)} modalities ({', '.join(measured)}): say source= and target=.")
     if source is None:
-        source = next(name for name in names if name != target)
+        source = next(name for name in measured if name != target)
     if target is None:
-        target = next(name for name in names if name != source)
+        target = next(name for name in measured if name != source)
     if source == target:
         raise ModalityError(f"source and target are both {source!r}.")
     return source, target

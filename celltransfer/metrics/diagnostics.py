@@ -20,6 +20,8 @@ USABLE_FOSCTTM = 0.35
 # Fewer held-out anchors than this give an interval as wide as the scale.
 MIN_ANCHORS = 3
 MAX_CELLS = 2000
+# Target features that ranks are taken in: those with most variance, as many as the scoring space has dimensions.
+N_LEADING = 20
 
 Refit = Callable[[ModalityPair, int], "Translator"]
 
@@ -90,14 +92,25 @@ def held_out_ranks(pair: ModalityPair, refit: Refit, rng: np.random.Generator, m
 
 
 def _anchor_ranks(fitted: Translator, pair: ModalityPair, held: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mean of both directions' ranks of the held-out anchors among all other cells, shape (len(held),)."""
+    """Mean of both directions' ranks of the held-out anchors among all other cells, shape (len(held),).
+
+    Cosine on the leading target features, standardised; translations are centred by their own mean. That is how
+    `celltransfer.report` scores, as far as it can be done in the features of the fit.
+    """
     view = _subsample(pair, rng)
     ax, ay = pair.anchors[held, 0], pair.anchors[held, 1]
     codes = None if pair.condition_x is None else pair.condition_x[ax]
-    mine = _unit(fitted.translate(pair.x[ax], codes))
-    partner = _unit(dense(pair.y[ay]))
+    cells, translated = dense(view.y), fitted.translate(view.x, view.condition_x)
+    sd = cells.std(axis=0)
+    leading = np.argsort(-sd, kind="stable")[:N_LEADING]
+    scale = np.maximum(sd[leading], 1e-12)
+
+    def place(points: np.ndarray, centre: np.ndarray) -> np.ndarray:
+        return _unit((points - centre.mean(axis=0))[:, leading] / scale)
+
+    mine, partner = place(fitted.translate(pair.x[ax], codes), translated), place(dense(pair.y[ay]), cells)
     near = (mine * partner).sum(axis=1, keepdims=True)
-    others = _unit(dense(view.y)), _unit(fitted.translate(view.x, view.condition_x))
+    others = place(cells, cells), place(translated, translated)
     return (_share_nearer(mine @ others[0].T, near) + _share_nearer(partner @ others[1].T, near)) / 2
 
 

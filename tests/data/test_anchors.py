@@ -4,11 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
-from mudata import MuData
-
 from celltransfer.data.anchors import resolve_anchors
 from celltransfer.data.cells import coassayed
 from celltransfer.errors import AnchorError
+from mudata import MuData
 
 RNA = ["a", "b", "c", "d", "e", "f"]
 ATAC = ["f", "x", "d", "b", "y", "a"]  # another order; a, b, d, f are co-assayed
@@ -43,7 +42,9 @@ def test_none_takes_all_and_an_integer_draws_with_the_seed(mdata):
     assert len(resolve_anchors(mdata, "rna", "atac", None)) == 4
     draws = {tuple(resolve_anchors(mdata, "rna", "atac", 2, seed=seed).source_id) for seed in range(20)}
     assert len(draws) > 1
-    assert ids(resolve_anchors(mdata, "rna", "atac", 2, seed=3)) == ids(resolve_anchors(mdata, "rna", "atac", 2, seed=3))
+    assert ids(resolve_anchors(mdata, "rna", "atac", 2, seed=3)) == ids(
+        resolve_anchors(mdata, "rna", "atac", 2, seed=3)
+    )
     assert len(resolve_anchors(mdata, "rna", "atac", 0)) == 0
 
 

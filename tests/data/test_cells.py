@@ -4,10 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
-from mudata import MuData
-
 from celltransfer.data import cells
 from celltransfer.errors import ConditionError, InputError, ModalityError
+from mudata import MuData
 
 
 def modality(names, **obs):

@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
-from mudata import MuData
-
 from celltransfer.data import writeback
 from celltransfer.errors import InputError, WriteError
+from mudata import MuData
 
 
 def modality(names, features):

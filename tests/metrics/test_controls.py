@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from celltransfer.metrics import controls
 from celltransfer.metrics.controls import CONTROLS, ControlData, without_depth
-from celltransfer.regressors import PENALTIES, best_scaling, cca, mlp, pls, ridge
 from celltransfer.metrics.scores import foscttm
+from celltransfer.regressors import PENALTIES, best_scaling, cca, mlp, pls, ridge
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import pickle
 import sys
 
 import celltransfer as ct
-from celltransfer.data.pair import dense
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
+from celltransfer.data.pair import dense
 from celltransfer.errors import ConfigError, FeatureError, ModalityError, ModelFormatError, NotFittedError
 from celltransfer.pp import Recipe
 from celltransfer.pp.kinds import KINDS
