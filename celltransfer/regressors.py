@@ -1,7 +1,8 @@
 """Regressions on pairs: what the baselines, the controls and the ceiling are made of. Arrays in, a function out.
 
-All map source features, shape (n, d), to target features, shape (n, D). Both come centred by ALL cells of their
-modality, so there is no intercept to estimate from a handful of pairs, and one pair already gives a direction.
+All map source features, shape (n, d), to target features, shape (n, D), without an intercept. Both come centred by
+ALL cells of their modality, so that one pair already gives a direction; where the two modalities hold different
+mixtures of cells, their means are no partners, and `best_scaling` finds that the pairs' own means do better.
 A regressor that compares settings returns the cross-validated error of its choice, so that `best_scaling` can go on.
 """
 
@@ -16,47 +17,56 @@ import numpy as np
 class Fitted(NamedTuple):
     """A prediction function, shape (n, d) -> (n, D), and the squared error it had on cells left out.
 
-    `coefficients`, shape (d, D), where the function is linear.
+    Where the function is linear: `coefficients`, shape (d, D), and `intercept`, shape (D,) or 0.
     """
 
     predict: Callable[[np.ndarray], np.ndarray]
     error: float
     coefficients: np.ndarray | None = None
+    intercept: np.ndarray | float = 0.0
 
 
-Regressor = Callable[[np.ndarray, np.ndarray], Fitted]
+Regressor = Callable[..., Fitted]
 
 PENALTIES = np.logspace(-2, 5, 29)
 _MAX_LEAVE_ONE_OUT = 50
 
 
-def ridge(x: np.ndarray, y: np.ndarray) -> Fitted:
+def ridge(x: np.ndarray, y: np.ndarray, centred: bool = False) -> Fitted:
     """Ridge regression, its penalty chosen by leave-one-out in closed form.
 
     With x = U S V', the leave-one-out residual is (y - H y) / (1 - diag H), H = U diag(s^2 / (s^2 + penalty)) U'.
+    If the pairs were `centred` by their own means, those means are left out too, and 1 / n is added to diag H.
     """
     u, s, vt = np.linalg.svd(x, full_matrices=False)
     target = u.T @ y
 
     def loo_error(penalty: float) -> float:
         shrink = s**2 / (s**2 + penalty)
-        leverage = (u**2) @ shrink
+        leverage = (u**2) @ shrink + (1 / len(x) if centred else 0.0)
         return float(np.mean(((y - u @ (shrink[:, None] * target)) / (1 - leverage)[:, None]) ** 2))
 
-    errors = [loo_error(penalty) for penalty in PENALTIES]
-    best = PENALTIES[int(np.argmin(errors))]
-    return _linear(vt.T @ ((s / (s**2 + best))[:, None] * target), min(errors))
+    if len(x) == 1:  # nothing to leave out: the prediction at the pair itself is half its target
+        return _linear(vt.T @ ((s / (2 * s**2 + 1e-300))[:, None] * target), float(np.mean(y**2)))
+    errors = np.array([loo_error(penalty) for penalty in PENALTIES])
+    # The largest of the penalties that rounding alone tells apart.
+    best = PENALTIES[np.flatnonzero(errors <= errors.min() * (1 + 1e-9))[-1]]
+    return _linear(vt.T @ ((s / (s**2 + best))[:, None] * target), float(errors.min()))
 
 
-def pls(x: np.ndarray, y: np.ndarray, max_components: int = 10) -> Fitted:
-    """Partial least squares, its number of components chosen by leave-one-out (ten folds beyond 50 pairs)."""
-    limit = min(max_components, len(x) - 1, x.shape[1])
+def pls(x: np.ndarray, y: np.ndarray, centred: bool = False, max_components: int = 10) -> Fitted:
+    """Partial least squares, its number of components chosen by leave-one-out (ten folds beyond 50 pairs).
+
+    If the pairs were `centred` by their own means, those of every fold are used in it.
+    """
+    limit = min(max_components, len(x) - (2 if centred else 1), x.shape[1])
     if limit < 1:
         return _linear(_pls_coefficients(x, y, 1)[0], np.inf)
     errors = np.zeros(limit)
     for train, test in _folds(len(x), len(x) if len(x) <= _MAX_LEAVE_ONE_OUT else 10):
-        for c, coefficients in enumerate(_pls_coefficients(x[train], y[train], limit)):
-            errors[c] += np.sum((y[test] - x[test] @ coefficients) ** 2)
+        mean_x, mean_y = (v[train].mean(axis=0) if centred else 0.0 for v in (x, y))
+        for c, coefficients in enumerate(_pls_coefficients(x[train] - mean_x, y[train] - mean_y, limit)):
+            errors[c] += np.sum((y[test] - mean_y - (x[test] - mean_x) @ coefficients) ** 2)
     return _linear(_pls_coefficients(x, y, int(errors.argmin()) + 1)[-1], errors.min() / y.size)
 
 
@@ -86,6 +96,7 @@ def best_scaling(fit: Regressor, x: np.ndarray, y: np.ndarray, scale: np.ndarray
 
     A penalty shared by all features makes their scales matter: the natural one trusts leading components more, and
     with a handful of pairs that can halve the error. Where the errors cannot tell (one pair), the natural scale.
+    In the same way the centre is chosen: the mean of all cells, or (from three pairs on) that of the pairs.
 
     Parameters
     ----------
@@ -96,17 +107,27 @@ def best_scaling(fit: Regressor, x: np.ndarray, y: np.ndarray, scale: np.ndarray
     scale
         Standard deviation of the features before they were whitened, shape (d,).
     """
-    scalings = [(scale / scale.mean()) ** power for power in (1.0, 0.5, 0.0)]
-    fits = [fit(x * factor, y) for factor in scalings]
-    best = int(np.argmin(np.round([fitted.error for fitted in fits], 12)))
-    linear = fits[best].coefficients
-    if linear is not None:
-        return _linear(scalings[best][:, None] * linear, fits[best].error)
-    return Fitted(lambda new: fits[best].predict(new * scalings[best]), fits[best].error)
+    centres = [(np.zeros(x.shape[1]), np.zeros(y.shape[1]))]
+    if len(x) >= 3:
+        centres.append((x.mean(axis=0), y.mean(axis=0)))
+    fits = []
+    for power in (1.0, 0.5, 0.0):
+        factor = (scale / scale.mean()) ** power
+        for own, (centre_x, centre_y) in enumerate(centres):
+            fitted = fit((x - centre_x) * factor, y - centre_y, centred=bool(own))
+            fits.append((fitted, factor, centre_x, centre_y))
+    errors = np.array([entry[0].error for entry in fits])
+    # Rounding decides nothing: the first of equals.
+    best = np.flatnonzero(errors <= errors.min() * (1 + 1e-9))[0] if np.isfinite(errors).any() else 0
+    fitted, factor, centre_x, centre_y = fits[best]
+    if fitted.coefficients is None:
+        return Fitted(lambda new: fitted.predict((new - centre_x) * factor) + centre_y, fitted.error)
+    coefficients = factor[:, None] * fitted.coefficients
+    return _linear(coefficients, fitted.error, centre_y - centre_x @ coefficients)
 
 
-def linear_map(fit: Regressor, x: np.ndarray, y: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Coefficients, shape (d, D), of `fit` in the best scaling of the features.
+def linear_map(fit: Regressor, x: np.ndarray, y: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients, shape (d, D), and intercept, shape (D,), of `fit` in the best scaling and centre.
 
     Parameters
     ----------
@@ -119,15 +140,17 @@ def linear_map(fit: Regressor, x: np.ndarray, y: np.ndarray, scale: np.ndarray) 
     """
     varies = scale > 1e-12
     weight = np.zeros((x.shape[1], y.shape[1]))
-    if varies.any():
-        own = scale[varies]
-        fitted = best_scaling(fit, x[:, varies].astype(np.float64) / own, y.astype(np.float64), own)
-        weight[varies] = fitted.coefficients / own[:, None]
-    return weight
+    if not varies.any():
+        return weight, np.zeros(y.shape[1])
+    own = scale[varies]
+    fitted = best_scaling(fit, x[:, varies].astype(np.float64) / own, y.astype(np.float64), own)
+    assert fitted.coefficients is not None
+    weight[varies] = fitted.coefficients / own[:, None]
+    return weight, np.broadcast_to(fitted.intercept, (y.shape[1],)).astype(np.float64)
 
 
-def _linear(coefficients: np.ndarray, error: float) -> Fitted:
-    return Fitted(lambda new: new @ coefficients, float(error), coefficients)
+def _linear(coefficients: np.ndarray, error: float, intercept: np.ndarray | float = 0.0) -> Fitted:
+    return Fitted(lambda new: new @ coefficients + intercept, float(error), coefficients, intercept)
 
 
 def _pls_coefficients(x: np.ndarray, y: np.ndarray, n_components: int) -> list[np.ndarray]:

@@ -46,7 +46,7 @@ class _Closed(Translator):
         raise NotImplementedError
 
     def _state(self) -> Arrays:
-        return dict(self.arrays_)
+        return {name: array.copy() for name, array in self.arrays_.items()}
 
     def _load_state(self, state: Arrays) -> None:
         self.arrays_ = {name: state[name] for name in self.array_names}
@@ -70,11 +70,11 @@ def centred_anchors(pair: ModalityPair) -> tuple[np.ndarray, np.ndarray, np.ndar
 def anchor_map(fit: Regressor, pair: ModalityPair) -> tuple[np.ndarray, np.ndarray]:
     """Linear map that `fit` learns from the anchors: coefficients (d, D) and offset (D,).
 
-    Unpaired cells give the means, so that no intercept is left to estimate, and the scales of the features.
+    Unpaired cells give the scales of the features and, unless left-out anchors say otherwise, the means.
     """
     x, y, mean_x, mean_y = centred_anchors(pair)
-    weight = linear_map(fit, x, y, column_sds(pair.x))
-    return weight, mean_y - mean_x @ weight
+    weight, intercept = linear_map(fit, x, y, column_sds(pair.x))
+    return weight, mean_y + intercept - mean_x @ weight
 
 
 class _OnAnchors(_Linear):

@@ -163,8 +163,8 @@ class FusedGromov(Translator):
             self.arrays_ = {"cells": x.astype(np.float32), "targets": targets.astype(np.float32)}
             return
         mean_x, mean_y = x.mean(axis=0), targets.mean(axis=0)
-        weight = linear_map(ridge, x - mean_x, targets - mean_y, x.std(axis=0))
-        offset = mean_y - mean_x @ weight
+        weight, intercept = linear_map(ridge, x - mean_x, targets - mean_y, x.std(axis=0))
+        offset = mean_y + intercept - mean_x @ weight
         self.arrays_ = {"weight": weight.astype(np.float32), "offset": offset.astype(np.float32)}
 
     def _translate(self, x: np.ndarray, condition: np.ndarray | None) -> np.ndarray:

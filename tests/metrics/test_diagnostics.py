@@ -63,7 +63,7 @@ def test_a_translation_with_nan_has_failed():
 @pytest.mark.parametrize("k", [10, 50])
 def test_ranks_of_a_map_without_information_average_one_half(k):
     means = [
-        held_out_ranks(linear_pair(k, seed=s), refit_with("chance"), np.random.default_rng(s)).mean() for s in range(20)
+        held_out_ranks(linear_pair(k, seed=s), refit_with("chance"), np.random.default_rng(s))[:, 0].mean() for s in range(20)
     ]
     assert abs(np.mean(means) - 0.5) < 4 * 0.29 / np.sqrt(20 * k)
 
@@ -90,3 +90,47 @@ def test_a_constant_map_is_chance_not_perfect():
     verdict = judge(translators.make("condition_mean").fit_pair(pair), pair, refit_with("condition_mean"))
     assert verdict.level != "identified"
     assert abs(verdict.evidence["foscttm_estimate"] - 0.5) < 0.15
+
+
+def noise_pair(k, seed):
+    """Modalities without any relation."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(200, 6)), rng.normal(size=(200, 6))
+    return ModalityPair(x, y, np.column_stack([np.arange(k), np.arange(k)]))
+
+
+@pytest.mark.parametrize("k", [3, 4, 5, 8])
+def test_noise_is_not_identified_however_few_the_anchors(k):
+    levels = [
+        judge(translators.make("ridge").fit_pair(pair), pair, refit_with("ridge"), max_folds=20).level
+        for pair in (noise_pair(k, seed) for seed in range(60))
+    ]
+    assert levels.count("identified") <= 1
+
+
+def test_three_anchors_never_identify():
+    pair = linear_pair(3, noise=0.0)
+    assert judge(translators.make("ridge").fit_pair(pair), pair, refit_with("ridge")).level == "ambiguous"
+
+
+def test_the_mean_of_a_condition_is_not_a_translation():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 3, 600)
+    shift = rng.normal(size=(3, 6)) * 4
+    x, y = rng.normal(size=(600, 6)), rng.normal(size=(600, 6)) + shift[codes]
+    anchors = np.column_stack([np.arange(60), np.arange(60)])
+    pair = ModalityPair(x, y, anchors, codes, codes, conditions=("a", "b", "c"))
+    verdict = judge(translators.make("condition_mean").fit_pair(pair), pair, refit_with("condition_mean"))
+    assert verdict.evidence["foscttm_high"] < 0.35
+    assert verdict.level == "ambiguous"
+    assert "condition alone" in verdict.reasons[0]
+
+
+def test_the_origin_of_the_target_does_not_matter():
+    pair = linear_pair(40)
+    moved = ModalityPair(pair.x, pair.y + 100, pair.anchors)
+    estimates = [
+        judge(translators.make("ridge").fit_pair(p), p, refit_with("ridge")).evidence["foscttm_estimate"]
+        for p in (pair, moved)
+    ]
+    assert estimates[0] == pytest.approx(estimates[1], abs=0.01)

@@ -74,3 +74,21 @@ def test_chance_returns_target_cells_and_repeats_itself():
     assert all((np.abs(y - row).sum(1) < 1e-4).any() for row in drawn)
     np.testing.assert_array_equal(f.translate(x[::-1])[::-1], drawn)
     assert len(np.unique(drawn[:, 0])) > 40
+
+
+@pytest.mark.parametrize("method", ["ridge", "pls"])
+@pytest.mark.parametrize("k", [10, 50])
+def test_different_mixtures_of_cells_do_not_shift_the_translation(method, k):
+    """Source 80/20 and target 20/80 of two types: the means of all cells are no partners, the anchors' are."""
+    rng = np.random.default_rng(0)
+    centres, truth = rng.normal(size=(2, 8)) * 4, rng.normal(size=(8, 5))
+
+    def cells(share, n=600):
+        return centres[(rng.random(n) < share).astype(int)] + rng.normal(size=(n, 8))
+
+    x, other, test = cells(0.8), cells(0.2), cells(0.5)
+    y = other @ truth + 0.1 * rng.normal(size=(600, 5))
+    pairs = cells(0.5, k)
+    x[:k], y[:k] = pairs, pairs @ truth
+    error = np.square(make(method).fit(x, y, every(k)).translate(test) - test @ truth).mean()
+    assert error < 0.1 * (test @ truth).var(axis=0).mean()
