@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from celltransfer.train.outcome import Verdict
 from celltransfer.translators.base import Translator
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
     from mudata import MuData
 
@@ -109,6 +109,7 @@ def fit(
     (300, 90)
     """
     cells.check_mudata(mdata)
+    _check_arguments(seed, conditions, recipes)
     translator = _translator(method, options)
     named = source, target
     source, target = cells.choose_modalities(mdata, source, target)
@@ -146,7 +147,19 @@ def fit(
     return model
 
 
+def _check_arguments(seed: Any, conditions: Any, recipes: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ConfigError(f"seed={seed!r}; expected a whole number, 0 or more.")
+    keys = [conditions] if isinstance(conditions, str) else conditions
+    if keys is not None and not (isinstance(keys, Sequence) and all(isinstance(key, str) for key in keys)):
+        raise ConditionError(f"conditions={conditions!r}; expected the name of an obs column, or a list of names.")
+    if recipes is not None and not isinstance(recipes, Mapping):
+        raise ConfigError(f'recipes={recipes!r}; expected a mapping such as {{"rna": "rna"}}.')
+
+
 def _translator(method: str | Translator, options: dict[str, Any]) -> Translator:
+    if isinstance(method, type):
+        raise ConfigError(f"method={method.__name__} is a class; pass its name {getattr(method, 'name', '')!r}, or an instance.")
     if isinstance(method, Translator):
         if options:
             raise ConfigError(f"Options {sorted(options)} cannot be combined with a translator object; set them on it.")

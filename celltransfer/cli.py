@@ -230,9 +230,12 @@ def translate(
     on_missing: Annotated[
         OnMissing | None, typer.Option(help="What to do about source features the file lacks.")
     ] = None,
+    strict: Strict = False,
     verbose: Verbose = False,
 ) -> None:
     """Translate the source cells of a MuData with a saved model."""
+    if out.suffix != ".h5mu":
+        raise typer.BadParameter(f"The output is a MuData file, .h5mu; got {out.name!r}.", param_hint="--out")
     with _session(verbose):
         from celltransfer.data.writeback import write_h5mu
         from celltransfer.model import load
@@ -242,6 +245,7 @@ def translate(
         write_h5mu(mdata, out)
         key = key_added or f"{model.target}_from_{model.source}"
         print(f"{out}: {key} {mdata.mod[key].n_obs} x {mdata.mod[key].n_vars}, verdict {model.verdict_.level}")
+        _exit(model, strict)
 
 
 @app.command()
@@ -347,14 +351,13 @@ def _fit(
 
 def _read(path: Path) -> MuData:
     import mudata
-    from anndata import AnnData
 
+    if path.suffix == ".h5ad":
+        raise InputError(f"{path} holds an AnnData; put both modalities into one MuData file (.h5mu).")
     try:
         mdata = mudata.read_h5mu(path)
     except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(f"{path} cannot be read as a MuData: {error}") from error
-    if isinstance(mdata, AnnData):
-        raise InputError(f"{path} holds an AnnData; put both modalities into one MuData file (.h5mu).")
     return mdata
 
 
@@ -455,6 +458,11 @@ def _show(result: Report) -> None:
 
 
 def _exit(model: TransferModel, strict: bool) -> None:
-    if strict and model.verdict_.level != "identified":
+    """Say on stderr what should not be believed; an exit code of its own with --strict."""
+    verdict = model.verdict_
+    if verdict.level == "identified":
+        return
+    _say(f"warning: the verdict is {verdict.level}. {' '.join(verdict.reasons)}")
+    if strict:
         _say(f"The verdict is {model.verdict_.level!r}, and --strict asks for 'identified'.")
         raise typer.Exit(3)

@@ -378,7 +378,8 @@ def test_normalised_values_where_counts_are_needed(cells):
     data = broken(cells, normalised)
     with pytest.raises(CountsError, match="rna"):
         ct.fit(data, anchors=20, method="ridge", recipes={"rna": "rna"})
-    model = ct.fit(data, anchors=20, method="ridge", verdict=False)
+    with pytest.warns(CelltransferWarning, match="suggested 'rna', but"):
+        model = ct.fit(data, anchors=20, method="ridge", verdict=False)
     assert model.recipes["rna"].kind == "none"
 
 
@@ -391,7 +392,14 @@ def test_normalised_values_where_counts_are_needed(cells):
         ({"recipes": {"protein": "protein"}}, ModalityError, "does not have"),
         ({"recipes": {"rna": "proteome"}}, ConfigError, "no recipe 'proteome'"),
         ({"train": "nowhere"}, ConditionError, "no column 'nowhere'"),
-        ({"anchors": 0, "method": "ridge"}, AnchorError, "needs at least"),
+        ({"anchors": 0, "method": "ridge"}, AnchorError, "needs 1 or more anchors"),
+        ({"seed": -1}, ConfigError, "seed=-1"),
+        ({"seed": "a"}, ConfigError, "whole number"),
+        ({"conditions": 5}, ConditionError, "conditions=5"),
+        ({"recipes": "rna"}, ConfigError, "expected a mapping"),
+        ({"train": 0.8}, InputError, "train= is a float"),
+        ({"anchors": {"a": "b"}}, AnchorError, "is a dict"),
+        ({"method": ct.translators.get("ridge")}, ConfigError, "is a class"),
         ({"conditions": "nowhere"}, ConditionError, "no column 'nowhere'"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from celltransfer.data.cells import check_real_barcodes, coassayed, obs_column
+from celltransfer.data.cells import check_real_barcodes, coassayed, obs_column, read_flags
 from celltransfer.errors import AnchorError
 
 if TYPE_CHECKING:
@@ -78,9 +78,11 @@ def resolve_anchors(
         raise AnchorError("anchors=True/False is not a number of anchors; pass an integer, or None for all.")
     if anchors is None or isinstance(anchors, int | np.integer):
         rows = _draw(mdata, source, target, anchors, (train_source, train_target), seed)
-    elif isinstance(anchors, pd.DataFrame) or (isinstance(anchors, np.ndarray) and anchors.ndim == 2):
-        rows = _from_table(mdata, source, target, anchors)
+    elif isinstance(anchors, pd.DataFrame) or np.ndim(anchors) == 2:
+        rows = _from_table(mdata, source, target, pd.DataFrame(anchors))
     else:
+        if not isinstance(anchors, list | tuple | np.ndarray | pd.Index):
+            check_real_barcodes(mdata, source, target)
         rows = _from_barcodes(mdata, source, target, _barcodes(mdata, source, anchors))
     _check_train(mdata, source, rows[:, 0], train_source)
     _check_train(mdata, target, rows[:, 1], train_target)
@@ -117,16 +119,20 @@ def _draw(
 def _barcodes(mdata: MuData, source: str, anchors: str | pd.Series | np.ndarray | Sequence[str]) -> pd.Index:
     """Barcodes from a boolean column, a boolean mask or a list."""
     if isinstance(anchors, str):
-        flags = obs_column(mdata, source, anchors)
-        if not pd.api.types.is_bool_dtype(flags.dtype) and not flags.dropna().isin([True, False]).all():
-            raise AnchorError(f"Column {anchors!r} is {flags.dtype}; expected booleans that mark the anchor cells.")
-        return flags.index[flags.fillna(False).to_numpy(dtype=bool)]
-    values = anchors.to_numpy() if isinstance(anchors, pd.Series) else np.asarray(anchors)
+        column = obs_column(mdata, source, anchors)
+        return column.index[_flags(column, f"Column {anchors!r}")]
+    if isinstance(anchors, pd.Series) and anchors.index.isin(mdata.obs_names).all():
+        return anchors.index[_flags(anchors, "The Series of anchors")]
+    if not isinstance(anchors, pd.Series | pd.Index | np.ndarray | list | tuple):
+        raise AnchorError(
+            f"anchors= is a {type(anchors).__name__}; expected a number, an obs column, barcodes, a boolean mask over "
+            "mdata.obs, or a table of (source_id, target_id)."
+        )
+    values = np.asarray(anchors)
     if values.dtype == bool:
         if values.shape != (mdata.n_obs,):
             raise AnchorError(f"The anchor mask has shape {values.shape}; mdata has {mdata.n_obs} cells.")
-        index = anchors.index if isinstance(anchors, pd.Series) else mdata.obs_names
-        return index[values]
+        return mdata.obs_names[values]
     if values.ndim != 1 or (values.size and values.dtype.kind not in "OUS"):
         raise AnchorError(
             f"anchors= is an array of {values.dtype} with shape {values.shape}; expected barcodes, a boolean mask over "
@@ -135,13 +141,19 @@ def _barcodes(mdata: MuData, source: str, anchors: str | pd.Series | np.ndarray 
     return pd.Index(values.astype(str))
 
 
+def _flags(column: pd.Series, name: str) -> np.ndarray:
+    flags = read_flags(column)
+    if flags is None:
+        raise AnchorError(f"{name} is {column.dtype}; expected booleans that mark the anchor cells.")
+    return flags
+
+
 def _from_barcodes(mdata: MuData, source: str, target: str, barcodes: pd.Index) -> np.ndarray:
     table = pd.DataFrame({"source_id": barcodes, "target_id": barcodes})
     return _from_table(mdata, source, target, table)
 
 
-def _from_table(mdata: MuData, source: str, target: str, table: pd.DataFrame | np.ndarray) -> np.ndarray:
-    frame = pd.DataFrame(table)
+def _from_table(mdata: MuData, source: str, target: str, frame: pd.DataFrame) -> np.ndarray:
     if not {"source_id", "target_id"} <= set(frame.columns):
         if frame.shape[1] != 2:
             raise AnchorError(
@@ -155,7 +167,8 @@ def _from_table(mdata: MuData, source: str, target: str, table: pd.DataFrame | n
         if (rows < 0).any():
             lost = wanted[rows < 0]
             raise AnchorError(
-                f"{len(lost)} of {len(frame)} anchors are not cells of {name!r}, the first {lost.iloc[0]!r}."
+                f"{len(lost)} of {len(frame)} anchors are not cells of {name!r}, the first {lost.iloc[0]!r}; check the "
+                f"spelling and suffix against mdata[{name!r}].obs_names."
             )
         columns.append(rows)
     return np.column_stack(columns).astype(np.int64)

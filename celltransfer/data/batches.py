@@ -170,16 +170,9 @@ class _Mix:
         self, pair: ModalityPair, rows_x: np.ndarray, rows_y: np.ndarray, seed: np.random.SeedSequence
     ) -> None:
         codes_x, codes_y = np.asarray(pair.condition_x)[rows_x], np.asarray(pair.condition_y)[rows_y]
-        shared = np.intersect1d(codes_x, codes_y)
-        if not len(shared):
-            raise ConditionError(
-                "The source and target cells share no condition, so nothing can be matched within one."
-            )
+        shared, self.share = shared_conditions(codes_x, codes_y)
         self.groups_x = [rows_x[codes_x == code] for code in shared]
         self.groups_y = [rows_y[codes_y == code] for code in shared]
-        share_x = np.array([len(g) for g in self.groups_x]) / len(rows_x)
-        share_y = np.array([len(g) for g in self.groups_y]) / len(rows_y)
-        self.share = (share_x + share_y) / (share_x + share_y).sum()
         self.largest = np.minimum([len(g) for g in self.groups_x], [len(g) for g in self.groups_y])
         self.rng = np.random.Generator(np.random.PCG64(seed))
 
@@ -192,6 +185,15 @@ class _Mix:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         _restore(self.rng, state["rng"])
+
+
+def shared_conditions(codes_x: np.ndarray, codes_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes that occur on both sides, and the share of a batch that each makes up: the mean of its shares of both."""
+    shared = np.intersect1d(codes_x, codes_y)
+    if not len(shared):
+        raise ConditionError("The source and target cells share no condition, so nothing can be matched within one.")
+    share = sum((codes == shared[:, None]).mean(axis=1) for codes in (codes_x, codes_y))
+    return shared, share / np.sum(share)
 
 
 def _fill(cycles: list[_Cycle], counts: np.ndarray) -> np.ndarray:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+# Share of barcodes that look like row numbers from which on they are taken for such.
+MOSTLY = 0.9
 # How training cells may be named: an obs column, a boolean mask over ``mdata.obs``, or barcodes.
 CellSelection = str | pd.Series | np.ndarray | Sequence[str] | None
 
@@ -89,15 +91,17 @@ def take(adata: AnnData, mask: np.ndarray) -> AnnData:
     return part.to_memory() if adata.isbacked else part
 
 
-def check_real_barcodes(mdata: MuData, source: str, target: str) -> None:
+def check_real_barcodes(mdata: MuData, source: str, target: str, argument: str = "anchors") -> None:
     """Refuse row numbers as barcodes: two unpaired AnnData without names would look fully co-assayed."""
     for name in (source, target):
         names = mdata.mod[name].obs_names
-        if names.equals(pd.RangeIndex(len(names)).astype(str)):
+        # Filtering and concatenating leave gaps and suffixes: "17", "17-0", "17-rna".
+        numbers = names.astype(str).str.fullmatch(r"\d+([-_]\w+)?")
+        if np.mean(numbers) > MOSTLY:
             raise AnchorError(
-                f"The barcodes of mdata[{name!r}] are plain row numbers, so that unrelated cells of {source!r} and "
-                f"{target!r} would count as co-assayed. Set real barcodes, or pass anchors= as a table of "
-                "(source_id, target_id), or anchors=0."
+                f"The barcodes of mdata[{name!r}] are row numbers such as {names[0]!r}, so that unrelated cells of "
+                f"{source!r} and {target!r} would count as co-assayed. Set real barcodes, or pass {argument}= as a table "
+                "of (source_id, target_id)."
             )
 
 
@@ -127,7 +131,7 @@ def select_cells(mdata: MuData, modality: str, cells: CellSelection) -> np.ndarr
         return _flags(obs_column(mdata, modality, cells), cells, modality)
     if isinstance(cells, pd.Series) and pd.api.types.is_bool_dtype(cells.dtype):
         return cells.reindex(names).fillna(False).to_numpy(dtype=bool)
-    values = np.asarray(cells)
+    values = np.asarray(cells if isinstance(cells, pd.Series | np.ndarray | pd.Index) else list(_listed(cells)))
     if values.dtype == bool:
         if values.shape != (mdata.n_obs,):
             raise InputError(f"The mask of training cells has shape {values.shape}; mdata has {mdata.n_obs} cells.")
@@ -138,22 +142,37 @@ def select_cells(mdata: MuData, modality: str, cells: CellSelection) -> np.ndarr
     return names.isin(values.astype(str))
 
 
-def _flags(column: pd.Series, key: str, modality: str) -> np.ndarray:
-    if pd.api.types.is_bool_dtype(column.dtype):
-        return column.fillna(False).to_numpy(dtype=bool)
-    values = column.astype("string")
-    if (values == "train").any():
-        return (values == "train").fillna(False).to_numpy(dtype=bool)
-    lowered = values.str.lower()
-    if lowered.dropna().isin(["true", "false"]).all():
-        return (lowered == "true").fillna(False).to_numpy(dtype=bool)
+def _listed(cells: object) -> Sequence[str]:
+    if isinstance(cells, list | tuple | set):
+        return tuple(cells)
     raise InputError(
-        f"Column {key!r} of {modality!r} is {column.dtype}; expected booleans, or the word 'train' in the rows to use."
+        f"train= is a {type(cells).__name__}; expected an obs column, a boolean mask over mdata.obs, or a list of barcodes."
     )
 
 
+def _flags(column: pd.Series, key: str, modality: str) -> np.ndarray:
+    if (column.astype("string") == "train").any():
+        return (column.astype("string") == "train").fillna(False).to_numpy(dtype=bool)
+    flags = read_flags(column)
+    if flags is None:
+        found = ", ".join(map(repr, column.dropna().unique()[:4]))
+        raise InputError(
+            f"Column {key!r} of {modality!r} holds {found}; expected booleans, or the word 'train' in the rows to use."
+        )
+    return flags
+
+
+def read_flags(column: pd.Series) -> np.ndarray | None:
+    """A column as booleans, missing values as ``False``: booleans, 0 and 1, or their words; ``None`` if it is neither."""
+    words = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+    known = column.astype("string").str.lower().map(words)
+    if known[column.notna().to_numpy()].isna().any() or column.isna().all():
+        return None
+    return known.eq(True).fillna(False).to_numpy(dtype=bool)
+
+
 def condition_labels(mdata: MuData, modality: str, keys: Sequence[str]) -> np.ndarray:
-    """One label per cell of `modality`: the values of `keys` joined by ``|``, shape (n,), str."""
+    """One label per cell of `modality`: the values of `keys` joined by ``|`` (``\\|`` inside a value), shape (n,), str."""
     parts = []
     for key in keys:
         column = obs_column(mdata, modality, key)
@@ -163,7 +182,8 @@ def condition_labels(mdata: MuData, modality: str, keys: Sequence[str]) -> np.nd
                 f"Condition {key!r} is missing for {len(missing)} cells of {modality!r}, the first {missing[0]!r}. "
                 "A condition has to be known for every cell."
             )
-        parts.append(column.map(_label).astype(str).to_numpy(dtype=str))
+        labels = column.map(_label).astype(str)
+        parts.append((labels.str.replace("|", r"\|", regex=False) if len(keys) > 1 else labels).to_numpy(dtype=str))
     joined = parts[0]
     for part in parts[1:]:
         joined = np.char.add(np.char.add(joined, "|"), part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +22,28 @@ def write_model(path: str | Path, header: dict[str, Any], arrays: dict[str, np.n
     """Write folder `path`, atomically."""
     from safetensors.numpy import save
 
-    target = Path(path)
-    if target.exists() and not overwrite:
-        raise WriteError(f"{target} exists; pass overwrite=True to replace it.")
-    if target.exists() and not (target / HEADER).is_file():
-        raise WriteError(f"{target} exists and is no celltransfer model; it is not overwritten.")
+    target = Path(path).expanduser().resolve()
+    check_target(target, overwrite=overwrite)
     # safetensors writes memory as it lies, so arrays must be in C order.
     plain = {key: np.asarray(value, order="C") for key, value in arrays.items()}
+    content = save(plain)
     with atomic_path(target) as part:
         part.mkdir()
-        (part / ARRAYS).write_bytes(save(plain))
-        (part / HEADER).write_text(json.dumps(header, indent=2))
+        (part / ARRAYS).write_bytes(content)
+        (part / HEADER).write_text(json.dumps(header | {"arrays_sha256": sha256(content).hexdigest()}, indent=2))
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Raise where a model must not be written: something else would be lost."""
+    if not target.exists():
+        return
+    if not overwrite:
+        raise WriteError(f"{target} exists; pass overwrite=True to replace it.")
+    if not (target / HEADER).is_file():
+        raise WriteError(f"{target} exists and is no celltransfer model; it is not overwritten.")
+    others = sorted({entry.name for entry in target.iterdir()} - {HEADER, ARRAYS})
+    if others:
+        raise WriteError(f"{target} holds files that are not the model's, such as {others[0]!r}; it is not overwritten.")
 
 
 def read_model(path: str | Path, newest: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -39,7 +51,7 @@ def read_model(path: str | Path, newest: int) -> tuple[dict[str, Any], dict[str,
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    folder = Path(path)
+    folder = Path(path).expanduser()
     for name in (HEADER, ARRAYS):
         if not (folder / name).is_file():
             raise ModelFormatError(f"{folder} is not a celltransfer model: {name} is missing.")
@@ -55,8 +67,11 @@ def read_model(path: str | Path, newest: int) -> tuple[dict[str, Any], dict[str,
             f"{folder} has format {version}, written by celltransfer {header.get('celltransfer_version', 'unknown')}; "
             f"this version reads formats up to {newest}. Upgrade celltransfer to read it."
         )
+    content = (folder / ARRAYS).read_bytes()
+    if sha256(content).hexdigest() != header.get("arrays_sha256"):
+        raise ModelFormatError(f"{folder / ARRAYS} is corrupt or not the one that {HEADER} was written with.")
     try:
-        return header, load((folder / ARRAYS).read_bytes())
+        return header, load(content)
     except (SafetensorError, ValueError) as error:
         raise ModelFormatError(f"{folder / ARRAYS} is corrupt: {error}.") from error
 

@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 
 def check_writable(mdata: MuData, key: str) -> None:
     """Raise where a modality `key` cannot be added to `mdata` in place."""
-    if "/" in key or not key:
-        raise InputError(f"key_added={key!r} is not a valid modality name: it must not be empty or hold '/'.")
+    if not isinstance(key, str) or "/" in key or not key.strip():
+        raise InputError(f"key_added={key!r} is not a valid modality name: a string, not empty, without '/'.")
+    if key in mdata.mod and "celltransfer" not in mdata.mod[key].uns:
+        raise InputError(
+            f"The MuData has a modality {key!r} that celltransfer did not write, and it is not overwritten: choose "
+            "another name with key_added=."
+        )
     if mdata.is_view:
         raise InputError(
             "The MuData is a view, and a view cannot take a new modality: pass mdata.copy(), or copy=True."
@@ -76,9 +81,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     WriteError
         The disk is full, or the folder is missing or not writable. Nothing is left behind.
     """
-    target = Path(path)
+    target = Path(path).expanduser()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
         raise WriteError(f"Cannot write {target}: {error}") from error
@@ -94,10 +99,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 def _move(part: Path, target: Path) -> None:
     """Replace `target`; a folder is moved aside first, because folders cannot be replaced in one step."""
-    if target.is_dir():
-        aside = part.with_name(f"{part.name}.old")
-        os.replace(target, aside)
-    os.replace(part, target)
+    if not target.is_dir():
+        os.replace(part, target)
+        return
+    aside = part.with_name(f"{part.name}.old")
+    os.replace(target, aside)
+    try:
+        os.replace(part, target)
+    except BaseException:
+        os.replace(aside, target)
+        raise
 
 
 def write_h5mu(mdata: MuData, path: str | Path) -> None:

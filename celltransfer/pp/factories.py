@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from typing import TYPE_CHECKING, Literal
 
-from celltransfer.errors import InputError
+from celltransfer.errors import CelltransferWarning, InputError
 from celltransfer.pp.kinds import KINDS, Components
 from celltransfer.pp.recipe import Recipe
 from celltransfer.pp.slots import OnMissing, Slot
@@ -22,6 +23,7 @@ _WORDS = {
     "protein": {"protein", "proteins", "prot", "adt", "cite"},
     "methylation": {"methylation", "methyl", "meth", "met"},
 }
+_BY_VALUES = "its values"
 _FEATURE_TYPES = {"Gene Expression": "rna", "Peaks": "atac", "Antibody Capture": "protein"}
 
 
@@ -231,7 +233,11 @@ def resolve(recipe: str | Recipe, modality: str, adata: AnnData) -> Recipe:
         logger.info("Modality %r: recipe %r, because of %s.", modality, kind, reason)
         return Recipe(kind, modality=modality)
     fallback = Recipe("none", modality=modality, whiten=True, n_components="auto")
-    logger.info("Modality %r: %r; %s suggested %r, but %s", modality, fallback, reason, kind, objection)
+    message = f"Modality {modality!r}: {fallback!r}; {reason} suggested {kind!r}, but {objection}"
+    if reason == _BY_VALUES:
+        logger.info(message)
+    else:
+        warnings.warn(f"{message} Pass recipes= to decide.", CelltransferWarning, stacklevel=3)
     return fallback
 
 
@@ -244,7 +250,7 @@ def _guess(modality: str, adata: AnnData) -> tuple[str, str]:
     types = set(adata.var["feature_types"].astype(str)) if "feature_types" in adata.var else set()
     if len(types) == 1 and (kind := _FEATURE_TYPES.get(types.pop(), "")):
         return kind, "var['feature_types']"
-    return "rna", "its values"
+    return "rna", _BY_VALUES
 
 
 def _objection(kind: str, modality: str, adata: AnnData) -> str | None:

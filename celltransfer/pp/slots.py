@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from celltransfer.errors import FeatureError, InputError, ModalityError
+from celltransfer.errors import CelltransferWarning, FeatureError, InputError, ModalityError
 from celltransfer.pp.checks import Scale, check_values
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from celltransfer.data.pair import Matrix
 
 BLOCK = 8192
+# Share of missing features from which on taking them as 0 is worth a warning.
+MANY_MISSING = 0.2
 OnMissing = Literal["error", "zero"]
 
 
@@ -100,6 +103,18 @@ class Slot:
             raise FeatureError(
                 f"`{self}` lacks {len(missing)} of the {len(want)} features this recipe was fitted on, e.g. {some}. "
                 "Add them, or make the recipe with `on_missing='zero'` to take them as 0."
+            )
+        if len(missing) == len(want):
+            raise FeatureError(
+                f"`{self}` has none of the {len(want)} features this recipe was fitted on: it has {str(have[0])!r}, the "
+                f"recipe knows {str(want[0])!r}. Rename the features (symbols against Ensembl ids?)."
+            )
+        if len(missing) > MANY_MISSING * len(want):
+            warnings.warn(
+                f"`{self}` lacks {len(missing)} of the {len(want)} features this recipe was fitted on, e.g. "
+                f"{str(missing[0])!r}; they are taken as 0.",
+                CelltransferWarning,
+                stacklevel=2,
             )
         return columns
 

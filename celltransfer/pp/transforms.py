@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("celltransfer")
 
+# Components this much weaker than the leading one are rounding of float32 data, whatever the number of cells.
+WEAKEST_COMPONENT = 1e-6
+
 
 class Fitted:
     """Something with learned arrays, which are the attributes named in `arrays`."""
@@ -332,8 +335,10 @@ def _right_singular_vectors(x: Matrix, mean: np.ndarray, k: int, seed: int) -> n
         # the tolerance is squared inside: vectors are right to 1e-8 and better, below float32
         _, values, vectors = svds(_centered(x, mean), k=k, v0=start, solver="arpack", tol=1e-4)
     order = np.argsort(values)[::-1][:k]
-    floor = values.max() * max(x.shape) * np.finfo(np.float32).eps
-    vectors = vectors[order[values[order] > floor]]
+    real = order[values[order] > WEAKEST_COMPONENT * values.max()]
+    if len(real) < k:
+        logger.info("%d of %d components do not vary and are left out.", k - len(real), k)
+    vectors = vectors[real]
     signs = np.sign(vectors[np.arange(len(vectors)), np.abs(vectors).argmax(axis=1)])
     return vectors * signs[:, None]
 

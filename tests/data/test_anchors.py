@@ -123,10 +123,51 @@ def test_no_shared_barcode_is_an_error_unless_no_anchors_are_wanted(mdata):
     assert len(resolve_anchors(apart, "rna", "atac", 0)) == 0
 
 
+def numbered(names):
+    return AnnData(np.ones((len(names), 2), np.float32), obs=pd.DataFrame(index=list(names)))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["3", "4", "5", "7"], ["5", "4", "1"]),
+        (["0-0", "1-0", "2-0"], ["0-1", "1-0", "2-0"]),
+        (["2_rna", "1_rna"], ["1_rna", "5_rna"]),
+    ],
+)
+def test_row_numbers_are_recognised_after_filtering_and_concatenating(first, second):
+    mdata = MuData({"rna": numbered(first), "atac": numbered(second)})
+    for anchors in (None, 1):
+        with pytest.raises(AnchorError, match="row numbers such as"):
+            resolve_anchors(mdata, "rna", "atac", anchors)
+
+
+def test_a_list_of_barcodes_is_taken_at_its_word():
+    mdata = MuData({"rna": numbered("345"), "atac": numbered("543")})
+    assert len(resolve_anchors(mdata, "rna", "atac", ["4", "5"])) == 2
+
+
+def test_flags_with_missing_values(mdata):
+    flags = pd.Series([True, None, False, True, None, False], index=RNA, dtype=object)
+    mdata["rna"].obs["flags"] = flags
+    for anchors in ("flags", flags, flags.astype("boolean")):
+        assert set(ids(resolve_anchors(mdata, "rna", "atac", anchors))) == {("a", "a"), ("d", "d")}
+
+
+def test_pairs_as_a_list(mdata):
+    assert ids(resolve_anchors(mdata, "rna", "atac", [("c", "y"), ("e", "x")])) == [("c", "y"), ("e", "x")]
+
+
+@pytest.mark.parametrize("anchors", [{"a": "a"}, 0.5])
+def test_other_types_are_named(mdata, anchors):
+    with pytest.raises(AnchorError, match=f"is a {type(anchors).__name__}"):
+        resolve_anchors(mdata, "rna", "atac", anchors)
+
+
 def test_row_numbers_are_not_barcodes():
     rna, atac = AnnData(np.ones((4, 2), np.float32)), AnnData(np.ones((5, 2), np.float32))
     mdata = MuData({"rna": rna, "atac": atac})
-    with pytest.raises(AnchorError, match="plain row numbers"):
+    with pytest.raises(AnchorError, match="row numbers such as"):
         resolve_anchors(mdata, "rna", "atac", 2)
     table = pd.DataFrame({"source_id": ["0"], "target_id": ["3"]})
     assert resolve_anchors(mdata, "rna", "atac", table).rows.tolist() == [[0, 3]]

@@ -78,14 +78,28 @@ def test_training_cells_by_the_word_train_and_by_mask(mdata):
 
 
 def test_unusable_training_columns(mdata):
-    with pytest.raises(InputError, match="expected booleans"):
+    with pytest.raises(InputError, match="holds 'x', 'y'; expected booleans"):
         cells.select_cells(mdata, "rna", "donor")
+    for wrong in ({"a": 1}, 0.8):
+        with pytest.raises(InputError, match=f"train= is a {type(wrong).__name__}"):
+            cells.select_cells(mdata, "rna", wrong)
     with pytest.raises(ConditionError, match="no column 'nope'"):
         cells.select_cells(mdata, "rna", "nope")
     with pytest.raises(InputError, match="not in the MuData, the first 'q'"):
         cells.select_cells(mdata, "rna", ["a", "q"])
     with pytest.raises(InputError, match="shape"):
         cells.select_cells(mdata, "rna", np.array([True]))
+
+
+@pytest.mark.parametrize("values", [[1, 1, 0, 1], [1.0, 1.0, 0.0, 1.0], ["True", "true", "False", "TRUE"], [True, True, None, True]])
+def test_flags_of_any_spelling(mdata, values):
+    mdata["rna"].obs["use"] = values
+    assert cells.select_cells(mdata, "rna", "use").tolist() == [True, True, False, True]
+
+
+def test_values_with_the_joining_sign_do_not_collide(mdata):
+    mdata["rna"].obs["p"], mdata["rna"].obs["q"] = ["a|b", "a", "a", "a"], ["c", "b|c", "b", "b"]
+    assert len(set(cells.condition_labels(mdata, "rna", ["p", "q"]))) == 3
 
 
 def test_conditions_join_columns_and_read_floats_as_whole_numbers(mdata):

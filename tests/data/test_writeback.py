@@ -61,6 +61,37 @@ def test_folders_are_replaced_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_failed_replacement_gives_the_old_folder_back(tmp_path, monkeypatch):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").write_text("old")
+    real, calls = writeback.os.replace, []
+
+    def fail_second(a, b):
+        calls.append(a)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "disk gone")
+        real(a, b)
+
+    monkeypatch.setattr(writeback.os, "replace", fail_second)
+
+    def write():
+        with writeback.atomic_path(target) as part:
+            part.mkdir()
+
+    with pytest.raises(WriteError, match="disk gone"):
+        write()
+    assert (target / "old").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_measured_modalities_are_never_overwritten(mdata):
+    with pytest.raises(InputError, match="did not write"):
+        writeback.check_writable(mdata, "atac")
+    mdata["atac"].uns["celltransfer"] = {}
+    writeback.check_writable(mdata, "atac")
+
+
 def test_other_errors_pass_through_and_clean_up(tmp_path):
     def fail():
         with writeback.atomic_path(tmp_path / "x") as part:

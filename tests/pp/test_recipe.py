@@ -339,6 +339,7 @@ def _root():
 
 
 @pytest.mark.real_data
+@pytest.mark.filterwarnings("ignore::celltransfer.errors.CelltransferWarning")  # scgem's RNA is qPCR, not counts
 @pytest.mark.parametrize(
     ("name", "kinds"),
     [

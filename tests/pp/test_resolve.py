@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
-from celltransfer.errors import ConfigError, CountsError
+from celltransfer.errors import CelltransferWarning, ConfigError, CountsError
 
 
 def cells(real=False, feature_types=None, p=12):
@@ -50,14 +50,24 @@ def test_auto_methylation():
     adata = cells()
     adata.X = (adata.X > 0).astype(np.float32)
     assert ct.pp.resolve("auto", "methylation", adata).kind == "methylation"
-    assert ct.pp.resolve("auto", "met", cells()).kind == "none"
+    with pytest.warns(CelltransferWarning, match="its name suggested 'methylation'"):
+        assert ct.pp.resolve("auto", "met", cells()).kind == "none"
 
 
-@pytest.mark.parametrize("modality", ["rna", "atac", "protein", "x"])
-def test_auto_falls_back_to_standardised_values(modality, caplog):
+@pytest.mark.parametrize("modality", ["rna", "atac", "protein"])
+def test_auto_falls_back_to_standardised_values_and_says_so(modality):
+    adata = cells(real=True)
+    with pytest.warns(CelltransferWarning, match="raw counts.*Pass recipes= to decide"):
+        recipe = ct.pp.resolve("auto", modality, adata)
+    assert recipe.kind == "none"
+    z = recipe.fit(adata).transform(adata)
+    np.testing.assert_allclose(z.std(axis=0), 1, atol=1e-4)
+
+
+def test_auto_without_a_telling_name_goes_by_the_values(caplog):
     adata = cells(real=True)
     with caplog.at_level(logging.INFO, logger="celltransfer"):
-        recipe = ct.pp.resolve("auto", modality, adata)
+        recipe = ct.pp.resolve("auto", "x", adata)
     assert recipe.kind == "none"
     assert "raw counts" in caplog.text
     z = recipe.fit(adata).transform(adata)
@@ -66,7 +76,7 @@ def test_auto_falls_back_to_standardised_values(modality, caplog):
 
 def test_auto_reduces_many_real_values():
     adata = cells(real=True, p=80)
-    assert ct.pp.resolve("auto", "rna", adata).fit(adata).n_features_out_ < 80
+    assert ct.pp.resolve("auto", "x", adata).fit(adata).n_features_out_ < 80
 
 
 def test_a_name_is_taken_at_its_word():
