@@ -274,7 +274,7 @@ def test_unreadable_files(full, saved, tmp_path):
     cut.write_bytes(cut.read_bytes()[:5000])
     for path in (text, h5ad, cut):
         assert f"{path} cannot be read as a MuData" in fails(
-            "translate", path, "--model", saved, "--out", tmp_path / "o"
+            "translate", path, "--model", saved, "--out", tmp_path / "o.h5mu"
         )
     assert files(tmp_path) == ["cut.h5mu", "one.h5ad", "text.h5mu"]
 
