@@ -17,11 +17,11 @@ from celltransfer.data.pair import ModalityPair
 from celltransfer.errors import CelltransferWarning, ConditionError, ConfigError, ModalityError, VerdictWarning
 from celltransfer.model import TransferModel
 from celltransfer.train.loop import Trainer
-from celltransfer.train.outcome import Verdict
+from celltransfer.train.outcome import Status, Verdict
+from celltransfer.train.stopping import Clock
 from celltransfer.translators.base import Translator
 
 if TYPE_CHECKING:
-
     from mudata import MuData
 
     from celltransfer.pp import Recipe
@@ -74,11 +74,14 @@ def fit(
     seed
         Seed of everything random. Global random states are left alone.
     device
-        ``"auto"`` takes a CUDA device where there is one; or ``"cpu"``, ``"cuda:0"``, ``"mps"``.
+        ``"auto"`` takes a CUDA device where there is one; or ``"cpu"``, ``"cuda:0"``, ``"mps"``. The same as the
+        trainer's, which need not be given twice.
     trainer
-        Limits of the training loop (steps, seconds, batch size, checkpoints); ``None``: the method's defaults.
+        Limits (steps, seconds, batch size, checkpoints); ``None``: the method's defaults. Its `max_seconds` covers
+        all that `fit` does.
     verdict
-        Whether to judge the fit by refitting without some of the anchors. Costs about one more fit.
+        Whether to judge the fit by refitting without some of the anchors: up to 20 times where a fit takes less than
+        half a second, else up to 4 times, with a quarter of the training steps each.
     **options
         Options of the method.
 
@@ -98,6 +101,8 @@ def fit(
     -----
     VerdictWarning
         The evidence does not support the translation.
+    CelltransferWarning
+        Conditions are passed to a method that ignores them, or occur in one modality only.
 
     Examples
     --------
@@ -108,6 +113,8 @@ def fit(
     >>> mdata["atac_from_rna"].shape
     (300, 90)
     """
+    trainer = _trainer(trainer, device)
+    clock = Clock(trainer.max_seconds)
     cells.check_mudata(mdata)
     _check_arguments(seed, conditions, recipes)
     translator = _translator(method, options)
@@ -121,6 +128,8 @@ def fit(
         mdata, source, target, anchors, train_source=masks[source], train_target=masks[target], seed=seed
     )
     keys = (conditions,) if isinstance(conditions, str) else tuple(conditions or ())
+    if keys and not translator.uses_conditions:
+        _warn(f"method={translator.name!r} makes no use of conditions; {', '.join(keys)} changes nothing.")
     _check_recipe_names(recipes, list(mdata.mod))
     training = {name: cells.take(adata, masks[name]) for name, adata in sides.items()}
     fitted = {
@@ -136,13 +145,12 @@ def fit(
         codes[1],
         conditions=levels,
     )
-    trainer = trainer or Trainer(device=device)
-    translator.fit_pair(pair, seed=seed, trainer=trainer)
+    translator.fit_pair(pair, seed=seed, trainer=replace(trainer, max_seconds=clock.share(2 if verdict else 1)))
     model = TransferModel(source, target, fitted, translator, conditions=keys, levels=levels, anchors=pairs.to_frame())
     model.remember_training(
         {name: adata.obs_names[masks[name]] for name, adata in sides.items()}, reference=pair.y, seed=seed
     )
-    translator.result_.verdict = _judge(translator, pair, trainer, seed) if verdict else _unjudged()
+    translator.result_.verdict = _judge(translator, pair, trainer, clock, seed) if verdict else _unjudged()
     _tell(model)
     return model
 
@@ -157,9 +165,25 @@ def _check_arguments(seed: Any, conditions: Any, recipes: Any) -> None:
         raise ConfigError(f'recipes={recipes!r}; expected a mapping such as {{"rna": "rna"}}.')
 
 
+def _trainer(trainer: Trainer | None, device: str) -> Trainer:
+    """The trainer on the device that was asked for, here or there."""
+    trainer = trainer or Trainer()
+    if device in ("auto", trainer.device):
+        return trainer
+    if trainer.device != "auto":
+        raise ConfigError(f"device={device!r}, and the trainer says device={trainer.device!r}; give one of them.")
+    return replace(trainer, device=device)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, CelltransferWarning, stacklevel=3)
+
+
 def _translator(method: str | Translator, options: dict[str, Any]) -> Translator:
     if isinstance(method, type):
-        raise ConfigError(f"method={method.__name__} is a class; pass its name {getattr(method, 'name', '')!r}, or an instance.")
+        raise ConfigError(
+            f"method={method.__name__} is a class; pass its name {getattr(method, 'name', '')!r}, or an instance."
+        )
     if isinstance(method, Translator):
         if options:
             raise ConfigError(f"Options {sorted(options)} cannot be combined with a translator object; set them on it.")
@@ -213,22 +237,45 @@ def _training_rows(anchors: Anchors, train_source: np.ndarray, train_target: np.
     ).astype(np.int64)
 
 
-def _judge(translator: Translator, pair: ModalityPair, trainer: Trainer, seed: int) -> Verdict:
+class _NoEvidence(Exception):
+    """The refits cannot tell anything about the fit; the message says why."""
+
+
+def _judge(translator: Translator, pair: ModalityPair, trainer: Trainer, clock: Clock, seed: int) -> Verdict:
     from celltransfer.metrics.diagnostics import judge
 
-    # Cheap fits are repeated without every anchor or two. Others are repeated four times with a quarter of the steps,
-    # which costs about one more fit.
-    cheap = translator.result_.seconds < CHEAP_SECONDS
-    steps = translator.result_.n_steps if cheap else translator.result_.n_steps // 4
+    result = translator.result_
+    if result.status is Status.INTERRUPTED:
+        return Verdict("ambiguous", [f"The fit was interrupted, and not judged. {result.advice}"])
+    # Cheap fits are repeated without every anchor or two, others four times with a quarter of the steps.
+    cheap = result.seconds < min(CHEAP_SECONDS, clock.left() / MANY_FOLDS)
+    folds = min(MANY_FOLDS if cheap else FEW_FOLDS, max(pair.n_anchors, 1))
+    steps = result.n_steps if cheap else result.n_steps // 4
     short = replace(trainer, max_steps=max(steps, 1), progress=False, checkpoint_dir=None, resume=False)
 
     def refit(without: ModalityPair, fold: int) -> Translator:
         again = translators.make(translator.name, **translator.get_config())
-        return again.fit_pair(without, seed=seed + 1 + fold, trainer=short)
+        limited = replace(short, max_seconds=clock.share(folds - fold))
+        return _refitted(again, without, limited, clock, seed + 1 + fold)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CelltransferWarning)
-        return judge(translator, pair, refit, seed=seed, max_folds=MANY_FOLDS if cheap else FEW_FOLDS)
+        try:
+            return judge(translator, pair, refit, seed=seed, max_folds=folds)
+        except _NoEvidence as reason:
+            return Verdict("ambiguous", [str(reason)])
+
+
+def _refitted(translator: Translator, pair: ModalityPair, trainer: Trainer, clock: Clock, seed: int) -> Translator:
+    """Fit `translator`, unless time has run out; a fit that broke off is no evidence for anything."""
+    if clock.left() == 0:
+        raise _NoEvidence("The time limit came before the fit could be judged: raise `max_seconds`.")
+    status = translator.fit_pair(pair, seed=seed, trainer=trainer).result_.status
+    if status is Status.INTERRUPTED:
+        raise KeyboardInterrupt
+    if status is Status.DIVERGED:
+        raise _NoEvidence(f"A refit without some of the anchors diverged, so the fit was not judged. {status.advice}")
+    return translator
 
 
 def _unjudged() -> Verdict:

@@ -16,7 +16,7 @@ Map = Callable[[Tensor], Tensor]
 
 
 def exact_l1(f: Map, x: Tensor) -> Tensor:
-    """E||J_f(x)||_1 / D from the full Jacobian; for small d.
+    """E||J_f(x)||_1 / D from the full Jacobian, in float32; for small d.
 
     Parameters
     ----------
@@ -25,7 +25,9 @@ def exact_l1(f: Map, x: Tensor) -> Tensor:
     x
         Points, shape (batch, d).
     """
-    per_point = torch.func.vmap(torch.func.jacfwd(lambda row: f(row[None])[0]))(x)
+    with torch.autocast(x.device.type, enabled=False):
+        points = x.to(torch.promote_types(x.dtype, torch.float32))
+        per_point = torch.func.vmap(torch.func.jacfwd(lambda row: f(row[None])[0]))(points)
     return per_point.abs().sum(dim=(1, 2)).mean() / per_point.shape[1]
 
 

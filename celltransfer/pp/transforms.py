@@ -337,7 +337,7 @@ def _right_singular_vectors(x: Matrix, mean: np.ndarray, k: int, seed: int) -> n
     order = np.argsort(values)[::-1][:k]
     real = order[values[order] > WEAKEST_COMPONENT * values.max()]
     if len(real) < k:
-        logger.info("%d of %d components do not vary and are left out.", k - len(real), k)
+        logger.info("%d of %d components are zero up to rounding and left out.", k - len(real), k)
     vectors = vectors[real]
     signs = np.sign(vectors[np.arange(len(vectors)), np.abs(vectors).argmax(axis=1)])
     return vectors * signs[:, None]

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 import sys
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from celltransfer import __version__
-from celltransfer.errors import ConfigError, ModelFormatError
+from celltransfer.errors import ConfigError
 from celltransfer.settings import settings
+from celltransfer.train import checkpoint
 from celltransfer.train.outcome import FitResult, Status
-from celltransfer.train.stopping import EarlyStopping
+from celltransfer.train.stopping import Clock, EarlyStopping, Interruption
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from lightning_fabric import Fabric
     from torch.optim import Optimizer
 
     from celltransfer.data.batches import Batch, Batches
 
-CHECKPOINT = "checkpoint.pt"
 _VERSIONED = ("torch", "lightning-fabric", "numpy")
+# Networks hold float32 parameters, so Fabric's other kinds would not do what they say.
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 class Task(Protocol):
@@ -63,30 +63,34 @@ class Trainer:
     max_steps
         Steps of all players.
     max_seconds
-        Wall time in seconds.
+        Wall time in seconds, of everything that is done in one call. `celltransfer.fit` gives half of it to the fit
+        and half, in equal parts, to the refits for the verdict (all to the fit with ``verdict=False``). A fit divides
+        its time equally among restarts, or guard trials and the fit proper. What one part leaves over goes to the
+        next. Closed forms take the time they need.
     batch_size
         Unpaired cells a side in one batch.
     patience
-        Checks without improvement after which training stops.
+        Checks without improvement after which training stops; ``math.inf``: never.
     check_every
         Steps between checks of the monitor.
     device
         ``"auto"`` takes ``settings.device``, else CUDA if there is one, else the CPU. ``"mps"`` only on demand.
     precision
-        Precision of Fabric, for example ``"32-true"`` or ``"bf16-mixed"``.
+        ``"32-true"``, or ``"bf16-mixed"`` or ``"16-mixed"`` for autocasting.
     progress
         Show a progress bar; ``None`` follows ``settings.progress``.
     checkpoint_dir, checkpoint_every
         Where and every how many steps to save; a checkpoint is also written at the end.
     resume
-        Continue from the checkpoint in `checkpoint_dir` if there is one. On the CPU the result is bit-identical to
-        an uninterrupted run.
+        Continue from the checkpoint in `checkpoint_dir` if there is one; a finished fit is returned without training.
+        The checkpoint must come from the same data, seed and options. On the CPU the result is bit-identical to an
+        uninterrupted run: Ctrl-C takes effect between steps, and the checkpoint holds the last whole step.
     """
 
     max_steps: int | None = None
     max_seconds: float | None = None
     batch_size: int | None = None
-    patience: int | None = None
+    patience: float | None = None
     check_every: int | None = None
     device: str = "auto"
     precision: str = "32-true"
@@ -111,13 +115,16 @@ class Trainer:
             raise ConfigError(
                 f"device={name!r} is not a device; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'."
             ) from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"device={name!r}, and this machine has no CUDA device; use device='cpu'.")
+        _check_device(device)
         return device
 
-    def run(self, task: Task, batches: Batches) -> FitResult:
-        """Train `task` on `batches` until a limit, convergence, divergence or Ctrl-C."""
-        return _Run(self.with_defaults(max_steps=1000, check_every=100), task, batches).go()
+    def run(self, task: Task, batches: Batches, fingerprint: checkpoint.Fingerprint | None = None) -> FitResult:
+        """Train `task` on `batches` until a limit, convergence, divergence or Ctrl-C.
+
+        A checkpoint is marked with `fingerprint`, and resumed from only with the same.
+        """
+        trainer = self.with_defaults(max_steps=1000, check_every=100)
+        return _Run(trainer, task, batches, fingerprint or {}).go()
 
 
 @contextmanager
@@ -132,15 +139,17 @@ def seeded(seed: int) -> Iterator[None]:
 class _Run:
     """State of one run of the loop."""
 
-    def __init__(self, trainer: Trainer, task: Task, batches: Batches) -> None:
-        self.trainer, self.task, self.batches = trainer, task, batches
+    def __init__(self, trainer: Trainer, task: Task, batches: Batches, fingerprint: checkpoint.Fingerprint) -> None:
+        self.trainer, self.task, self.batches, self.fingerprint = trainer, task, batches, fingerprint
         self.fabric = _fabric(trainer)
         self.optimizers = {name: self.fabric.setup_optimizers(opt) for name, opt in task.players().items()}
         self.parameters = {name: _parameters(opt) for name, opt in self.optimizers.items()}
         self.stopping = EarlyStopping(trainer.patience)
         self.history: dict[str, list[tuple[int, float]]] = {}
         self.sums: dict[str, Tensor] = {}
-        self.step, self.seconds, self.last_check = 0, 0.0, 0
+        self.step, self.last_check = 0, 0
+        self.seconds_before = 0.0
+        self.clock = Clock(trainer.max_seconds)
         self.kept = self._snapshot()
 
     def go(self) -> FitResult:
@@ -149,43 +158,51 @@ class _Run:
             self._resume()
         if self.step == 0:
             self._score(self.task.monitor())
-        start = time.perf_counter() - self.seconds
-        with self._progress() as bar:
-            try:
-                status = self._loop(start, bar)
-            except KeyboardInterrupt:
-                status = Status.INTERRUPTED
-        self.seconds = time.perf_counter() - start
-        if status is not Status.DIVERGED:
-            self._save()
+        self.clock = Clock(self.trainer.max_seconds)
+        with self._progress() as self.bar:
+            status = self._interruptible()
+        if status is not Status.DIVERGED and self.step > self.last_check and not self._check():
+            status = Status.DIVERGED
         self._restore(status)
         return FitResult(
             status=status,
             n_steps=self.step,
-            seconds=self.seconds,
+            seconds=self._seconds(),
             history=self.history,
             device=str(self.fabric.device),
             versions=_versions(),
         )
 
-    def _loop(self, start: float, bar: Any) -> Status:
+    def _interruptible(self) -> Status:
+        """The loop and its last checkpoint, under Ctrl-C."""
+        try:
+            with Interruption() as interruption:
+                status = self._loop(interruption)
+                if status is not Status.DIVERGED:
+                    self._save()
+        except KeyboardInterrupt:  # in the middle of a step: nothing to save that could be continued
+            return Status.INTERRUPTED
+        return Status.INTERRUPTED if interruption.seen else status
+
+    def _loop(self, interruption: Interruption) -> Status:
         trainer = self.trainer
         assert trainer.max_steps is not None
         assert trainer.check_every is not None
-        while self.step < trainer.max_steps:
+        while self.step < trainer.max_steps and not self.stopping.exhausted:
+            if interruption.seen:
+                return Status.INTERRUPTED
+            if self.clock.left() == 0:
+                return Status.MAX_TIME
             self._advance()
-            bar.update(1)
-            if self.step % trainer.check_every == 0 or self.step == trainer.max_steps:
-                if not self._check(bar):
-                    return Status.DIVERGED
-                if self.stopping.exhausted:
-                    return Status.CONVERGED
-            self.seconds = time.perf_counter() - start
+            self.bar.update(1)
+            if self.step % trainer.check_every == 0 and not self._check():
+                return Status.DIVERGED
             if trainer.checkpoint_every and self.step % trainer.checkpoint_every == 0:
                 self._save()
-            if trainer.max_seconds is not None and self.seconds >= trainer.max_seconds:
-                return Status.MAX_TIME
-        return Status.MAX_STEPS
+        return Status.CONVERGED if self.stopping.exhausted else Status.MAX_STEPS
+
+    def _seconds(self) -> float:
+        return self.seconds_before + self.clock.elapsed()
 
     def _advance(self) -> None:
         """One step of every player."""
@@ -203,14 +220,14 @@ class _Run:
         self.task.after_step(self.step)
         self.step += 1
 
-    def _check(self, bar: Any) -> bool:
+    def _check(self) -> bool:
         """Record mean losses and the monitor, keep the state if it is the best; whether all is finite."""
         since = max(1, self.step - self.last_check)
         means = {name: float(total) / since for name, total in self.sums.items()}
         self.sums, self.last_check = {}, self.step
         monitored = self.task.monitor()
         recorded = means if monitored is None else means | {"monitor": monitored}
-        bar.set_postfix({name: f"{value:.3g}" for name, value in recorded.items()}, refresh=False)
+        self.bar.set_postfix({name: f"{value:.3g}" for name, value in recorded.items()}, refresh=False)
         if not all(map(math.isfinite, recorded.values())) or not self._finite():
             return False
         for name, value in recorded.items():
@@ -243,17 +260,12 @@ class _Run:
         return bar(total=self.trainer.max_steps, initial=self.step, disable=not shown, unit="step", leave=False)
 
     def _save(self) -> None:
-        """Write the checkpoint; complete or not at all."""
-        if self.trainer.checkpoint_dir is None:
-            return
-        folder = Path(self.trainer.checkpoint_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f"{CHECKPOINT}.{os.getpid()}.part"
-        torch.save(self._state(), unfinished)
-        os.replace(unfinished, folder / CHECKPOINT)
+        if self.trainer.checkpoint_dir is not None:
+            checkpoint.write(self.trainer.checkpoint_dir, self._state())
 
     def _state(self) -> dict[str, Any]:
         return {
+            "fingerprint": self.fingerprint,
             "module": self.task.module_.state_dict(),
             "kept": self.kept,
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
@@ -266,22 +278,19 @@ class _Run:
             "sums": self.sums,
             "step": self.step,
             "last_check": self.last_check,
-            "seconds": self.seconds,
+            "seconds": self._seconds(),
         }
 
     def _resume(self) -> None:
         if self.trainer.checkpoint_dir is None:
             raise ConfigError("resume=True needs checkpoint_dir, the folder the checkpoint was written to.")
-        path = Path(self.trainer.checkpoint_dir) / CHECKPOINT
-        if not path.exists():
+        state = checkpoint.read(self.trainer.checkpoint_dir, self.fingerprint, self.fabric.device)
+        if state is None:
             return
         try:
-            self._load(torch.load(path, map_location=self.fabric.device, weights_only=True))
+            self._load(state)
         except (KeyError, RuntimeError, ValueError) as error:
-            raise ModelFormatError(
-                f"The checkpoint {path} does not belong to this fit ({error}). Fit with the data and options it was "
-                "written with, or choose another checkpoint_dir."
-            ) from error
+            raise checkpoint.foreign(self.trainer.checkpoint_dir, str(error)) from error
 
     def _load(self, state: dict[str, Any]) -> None:
         self.task.module_.load_state_dict(state["module"])
@@ -292,7 +301,7 @@ class _Run:
         torch.set_rng_state(state["global_rng"].cpu())
         self.stopping.best, self.stopping.since = state["best"], state["since"]
         self.kept, self.history, self.sums = state["kept"], state["history"], state["sums"]
-        self.step, self.last_check, self.seconds = state["step"], state["last_check"], state["seconds"]
+        self.step, self.last_check, self.seconds_before = state["step"], state["last_check"], state["seconds"]
 
 
 def _fabric(trainer: Trainer) -> Fabric:
@@ -301,7 +310,20 @@ def _fabric(trainer: Trainer) -> Fabric:
 
     device = trainer.resolve_device()
     devices: Any = 1 if device.type == "cpu" else [device.index or 0]
-    return Fabric(accelerator=device.type, devices=devices, precision=trainer.precision)
+    if trainer.precision not in _PRECISIONS:
+        raise ConfigError(f"precision={trainer.precision!r}; it is one of {', '.join(_PRECISIONS)}.")
+    precision: Any = trainer.precision
+    return Fabric(accelerator=device.type, devices=devices, precision=precision)
+
+
+def _check_device(device: torch.device) -> None:
+    """Refuse a device that this machine lacks or the loop does not know."""
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device={str(device)!r} is not supported; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'.")
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device.type]
+    beyond = device.type == "cuda" and here and (device.index or 0) >= torch.cuda.device_count()
+    if not here or beyond:
+        raise ConfigError(f"device={str(device)!r}, and this machine has no such device; use device='cpu' or 'auto'.")
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -37,9 +38,14 @@ class Translator(ABC):
     min_anchors
         Fewest anchor pairs the method can be fitted with.
     uses_conditions
-        Whether `_fit` and `_translate` look at condition codes.
+        Whether `_fit` looks at condition codes.
+    needs_condition
+        Whether `_translate` needs the codes of the cells, once fitted with conditions.
     n_features_in_, n_features_out_
         Source and target dimension, set by `fit`.
+    condition_codes_
+        The condition codes `fit` was given, sorted; none without conditions. `_fit` and `_translate` see code
+        ``condition_codes_[i]`` as i, and `_translate` sees -1 for a code that `fit` did not.
     result_
         How the fit ended (`FitResult`), set by `fit`.
     """
@@ -47,9 +53,11 @@ class Translator(ABC):
     name: ClassVar[str] = ""
     min_anchors: ClassVar[int] = 0
     uses_conditions: ClassVar[bool] = False
+    needs_condition: ClassVar[bool] = False
 
     n_features_in_: int
     n_features_out_: int
+    condition_codes_: np.ndarray
     result_: FitResult
 
     def fit(
@@ -74,7 +82,7 @@ class Translator(ABC):
         anchors
             Pairs (i, j) of rows of `x` and `y` that are the same cell, shape (k, 2).
         condition_x, condition_y
-            Integer condition codes per cell, in one coding.
+            Condition codes per cell, in one coding; any integers.
         seed
             Seed of everything random in the fit. Global random states are left alone.
         trainer
@@ -89,11 +97,12 @@ class Translator(ABC):
         """Fit on a `ModalityPair`; what `fit` and `celltransfer.fit` end in."""
         if pair.n_anchors < self.min_anchors:
             raise AnchorError(
-                f"method={self.name!r} needs at least {self.min_anchors} anchor pairs and got {pair.n_anchors}. "
-                "Pass more anchors, or choose a method that works without."
+                f"method={self.name!r} needs {self.min_anchors} or more anchors and got {pair.n_anchors}. "
+                'Pass more anchors, or a method that works without, such as "fgw" or "jacobian".'
             )
         self.n_features_in_, self.n_features_out_ = int(pair.x.shape[1]), int(pair.y.shape[1])
-        self.result_ = self._fit(pair, seed=seed, trainer=trainer)
+        self.condition_codes_ = _codes(pair)
+        self.result_ = self._fit(_recoded(pair, self.condition_codes_), seed=seed, trainer=trainer)
         self.result_.seed = seed
         self.result_.n_source, self.result_.n_target = pair.n_source, pair.n_target
         self.result_.n_anchors = pair.n_anchors
@@ -102,6 +111,7 @@ class Translator(ABC):
     def translate(self, x: Matrix, condition: np.ndarray | None = None, *, batch_size: int = 8192) -> np.ndarray:
         """Translate source cells, shape (n, d), into target features, shape (n, D), float32.
 
+        `condition` holds a code per cell, in the coding of `fit`; only methods with `needs_condition` look at it.
         Works in blocks of `batch_size` cells, so memory beyond the result does not grow with n.
         """
         self._check_fitted()
@@ -110,11 +120,11 @@ class Translator(ABC):
             raise FeatureError(f"The cells have {width} features; this translator was fitted on {self.n_features_in_}.")
         if condition is not None and len(condition) != n:
             raise ConditionError(f"There are {len(condition)} condition codes for {n} cells.")
+        codes = _recode(condition, self.condition_codes_)
         out = np.empty((n, self.n_features_out_), dtype=np.float32)
         for start in range(0, n, batch_size):
             block = slice(start, start + batch_size)
-            codes = None if condition is None else np.asarray(condition)[block]
-            out[block] = self._translate(dense(x[block]), codes)
+            out[block] = self._translate(dense(x[block]), None if codes is None else codes[block])
         return out
 
     def get_config(self) -> dict[str, Any]:
@@ -122,15 +132,20 @@ class Translator(ABC):
         return {name: getattr(self, name) for name in options(type(self))}
 
     def get_state(self) -> Arrays:
-        """Everything learned, as named arrays (no objects, so that saved files cannot carry code)."""
+        """Everything learned, as named arrays (no objects, so that saved files cannot carry code), copied."""
         self._check_fitted()
-        return {**self._state(), "n_features": np.array([self.n_features_in_, self.n_features_out_], dtype=np.int64)}
+        common = {
+            "n_features": np.array([self.n_features_in_, self.n_features_out_], dtype=np.int64),
+            "condition_codes": self.condition_codes_,
+        }
+        return {name: np.array(value) for name, value in (self._state() | common).items()}
 
     def set_state(self: Self, state: Arrays) -> Self:
         """Inverse of `get_state`, on an instance made with the same configuration."""
-        rest = dict(state)
+        rest = {name: np.array(value) for name, value in state.items()}
         try:
             self.n_features_in_, self.n_features_out_ = (int(v) for v in rest.pop("n_features"))
+            self.condition_codes_ = rest.pop("condition_codes")
             self._load_state(rest)
         except (KeyError, ValueError, RuntimeError) as error:
             raise ModelFormatError(f"The saved state does not fit method={self.name!r}: {error}") from error
@@ -155,6 +170,28 @@ class Translator(ABC):
     @abstractmethod
     def _load_state(self, state: Arrays) -> None:
         """Inverse of `_state`."""
+
+
+def _codes(pair: ModalityPair) -> np.ndarray:
+    """Condition codes that occur on either side, sorted."""
+    if pair.condition_x is None or pair.condition_y is None:
+        return np.empty(0, dtype=np.int64)
+    return np.union1d(pair.condition_x, pair.condition_y)
+
+
+def _recoded(pair: ModalityPair, codes: np.ndarray) -> ModalityPair:
+    """The same with condition codes counted from 0, so that what is built per code is no larger than needed."""
+    if not len(codes):
+        return pair
+    return replace(pair, condition_x=_recode(pair.condition_x, codes), condition_y=_recode(pair.condition_y, codes))
+
+
+def _recode(condition: np.ndarray | None, codes: np.ndarray) -> np.ndarray | None:
+    """Position of every code among `codes`, -1 for one that is not there; ``None`` where there are no conditions."""
+    if condition is None or not len(codes):
+        return None
+    at = np.searchsorted(codes, condition).clip(max=len(codes) - 1)
+    return np.where(codes[at] == condition, at, -1)
 
 
 T = TypeVar("T", bound=type[Translator])

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import copy
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.optim import Adam, Optimizer
 
+from celltransfer.data.batches import shared_conditions
 from celltransfer.data.pair import Matrix, ModalityPair, dense
 from celltransfer.errors import ConfigError
 from celltransfer.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
 from celltransfer.losses.discrepancy import energy_distance
 from celltransfer.losses.jacobian import exact_l1, linear_proximal_step, probe_l1
 from celltransfer.nn.blocks import MLP, Discriminator, Residual, update_average
+from celltransfer.pp.transforms import moments
 from celltransfer.regressors import ridge
 from celltransfer.train.loop import Trainer
 from celltransfer.train.outcome import FitResult, Status
+from celltransfer.train.stopping import Clock
 from celltransfer.translators.base import register
 from celltransfer.translators.baselines import anchor_map, column_means
 from celltransfer.translators.trained import TrainedTranslator
@@ -30,8 +33,8 @@ if TYPE_CHECKING:
 
     from celltransfer.data.batches import Batch
 
-# Cells a side of the held-out sample that the monitor compares; its cost is quadratic in them.
-MONITOR_CELLS = 500
+# Cells a side of the held-out sample that the monitor compares, at most and at least; its cost is quadratic in them.
+MONITOR_CELLS, FEWEST_MONITOR_CELLS = 500, 10
 # Target cells among which the guard ranks a left-out partner.
 RANK_CELLS = 1000
 # Anchors from which the guard works, and its folds.
@@ -61,6 +64,13 @@ class _Networks(nn.Module):
         self.register_buffer("mean_y", torch.zeros(out))
         self.register_buffer("scale", torch.ones(2))
 
+    def translate(self, x: Tensor) -> Tensor:
+        """The moving average of f, which is zero wherever a linear f is: an average alone never gets there."""
+        if not _is_linear(self.f):
+            return self.average(x)
+        weight, bias = self.average.parameters()
+        return linear(x, weight * (next(self.f.parameters()) != 0), bias)
+
 
 @register
 class JacobianSparse(TrainedTranslator):
@@ -78,8 +88,8 @@ class JacobianSparse(TrainedTranslator):
     training the moving average of f translates.
 
     The state returned is the one with the lowest monitor: energy distance between f(x) and y on cells held out of
-    the matching. That distance cannot tell the right map from a wrong one with the right distribution: `guard` asks
-    the anchors.
+    the matching, within conditions where they are given. That distance cannot tell the right map from a wrong one
+    with the right distribution: `guard` asks the anchors.
 
     Reference: single-anchor alignment by Jacobian sparsity; R1: Mescheder et al. 2018.
 
@@ -112,8 +122,9 @@ class JacobianSparse(TrainedTranslator):
         half of the runs, and the monitor tells them from good ones.
     guard
         From `GUARD_ANCHORS` anchors on, and with ``init="ridge"``: leave anchors out in folds, and match only if that
-        places the left-out anchors better than ridge alone does; otherwise the fit is the ridge solution, with
-        status "solved". The measured gain is in ``result_.history["guard"]``.
+        places the left-out anchors better than ridge alone does, by more than a standard error; otherwise the fit is
+        the ridge solution, with status "solved". Gain and standard error are in ``result_.history``, "guard" and
+        "guard_error".
     """
 
     name = "jacobian"
@@ -157,15 +168,17 @@ class JacobianSparse(TrainedTranslator):
         self._check()
         if not (self.guard and self._ridge_start(pair) and pair.n_anchors >= GUARD_ANCHORS):
             return super()._fit(pair, seed=seed, trainer=trainer)
-        start = time.perf_counter()
-        gain = self._gain(pair, seed, trainer)
-        if gain > 0:
-            result = super()._fit(pair, seed=seed, trainer=trainer)
+        trainer = trainer or Trainer()
+        clock = Clock(trainer.max_seconds)
+        gains = self._gains(pair, seed, trainer, clock)
+        gain, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
+        if gain > error:
+            result = super()._fit(pair, seed=seed, trainer=replace(trainer, max_seconds=clock.share(1)))
         else:
-            result = super()._fit(pair, seed=seed, trainer=replace(trainer or Trainer(), max_steps=0))
+            result = super()._fit(pair, seed=seed, trainer=replace(_unsaved(trainer), max_steps=0))
             result.status = Status.SOLVED
-        result.history["guard"] = [(0, gain)]
-        result.seconds = time.perf_counter() - start
+        result.history |= {"guard": [(0, gain)], "guard_error": [(0, error)]}
+        result.seconds = clock.elapsed()
         return result
 
     def build(self) -> _Networks:
@@ -179,8 +192,9 @@ class JacobianSparse(TrainedTranslator):
         """Build, set scales, start at the ridge solution, and hold cells out for the monitor."""
         self.module_ = self.build()
         rng = np.random.default_rng(generator.initial_seed())
-        rows_x, held_x = _hold_out(pair.n_source, pair.anchors[:, 0], rng)
-        rows_y, held_y = _hold_out(pair.n_target, pair.anchors[:, 1], rng)
+        codes_x, codes_y = _codes(pair)
+        rows_x, held_x = _hold_out(codes_x, pair.anchors[:, 0], rng)
+        rows_y, held_y = _hold_out(codes_y, pair.anchors[:, 1], rng)
         self._standardise(pair)
         if self._ridge_start(pair):
             self._start_at_ridge(pair)
@@ -207,27 +221,30 @@ class JacobianSparse(TrainedTranslator):
     def after_step(self, step: int) -> None:
         """Proximal step of a linear map, then the moving average."""
         net = self.module_
-        if isinstance(net.f, MLP) and len(net.f) == 1 and self.weight_sparse:
+        if self.map == "linear" and self.weight_sparse:
             weight = next(net.f.parameters())
             linear_proximal_step(weight, self._adam, self.weight_sparse / len(weight))
         update_average(net.average, net.f, min(self.decay, (1 + step) / (10 + step)))
 
     @torch.no_grad()
     def monitor(self) -> float | None:
-        """Energy distance between translated and true target cells, both held out of the matching."""
-        if self._held is None:
+        """Energy distance between translated and true target cells, both held out of the matching.
+
+        With conditions, the mean of the distances within them, weighted as in a batch.
+        """
+        if not self._held:
             return None
-        x, y = self._held
-        return float(energy_distance(self.module_.average(x), y))
+        return float(sum(share * energy_distance(self.module_.translate(x), y) for share, x, y in self._held))
 
     def release(self) -> None:
         """Drop held-out cells and the optimiser."""
-        del self._held, self._adam
+        for name in ("_held", "_adam"):
+            self.__dict__.pop(name, None)
 
     def predict(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """Translate with the moving average of f."""
         net = self.module_
-        return net.average(self._source(x)) * net.scale[1] + net.mean_y
+        return net.translate(self._source(x)) * net.scale[1] + net.mean_y
 
     def _discriminator_losses(self, x: Tensor, y: Tensor, condition: Tensor | None, step: int) -> dict[str, Tensor]:
         net = self.module_
@@ -266,21 +283,27 @@ class JacobianSparse(TrainedTranslator):
         step = 1e-2 if kind == "difference" else None
         return probe_l1(f, x, n_probes=self.n_probes, s=self.probe_size, step=step, generator=self.generator_)
 
-    def _gain(self, pair: ModalityPair, seed: int, trainer: Trainer | None) -> float:
-        """Mean over left-out anchors of ridge's rank of the true partner minus the matched map's; > 0: match."""
-        quiet = replace(trainer or Trainer(), checkpoint_dir=None, resume=False, progress=False)
+    def _gains(self, pair: ModalityPair, seed: int, trainer: Trainer, clock: Clock) -> np.ndarray:
+        """Ridge's rank of every left-out anchor's partner minus the matched map's, shape (k,); > 0: match."""
         folds = np.array_split(np.random.default_rng(seed).permutation(pair.n_anchors), GUARD_FOLDS)
+        quiet = _unsaved(trainer)
         gains = []
-        for fold in folds:
-            kept = replace(pair, anchors=np.delete(pair.anchors, fold, axis=0))
-            left = pair.anchors[fold]
-            ranks = []
-            for limits in (replace(quiet, max_steps=0), quiet):
-                trial = type(self)(**self.get_config() | {"guard": False}).fit_pair(kept, seed=seed, trainer=limits)
-                codes = None if pair.condition_x is None else np.asarray(pair.condition_x)[left[:, 0]]
-                ranks.append(partner_ranks(trial.translate(pair.x[left[:, 0]], codes), pair.y, left[:, 1]))
-            gains.append(ranks[0] - ranks[1])
-        return float(np.concatenate(gains).mean())
+        for i, fold in enumerate(folds):
+            limited = replace(quiet, max_seconds=clock.share(GUARD_FOLDS + 1 - i))
+            before = self._trial_ranks(pair, fold, seed, replace(quiet, max_steps=0))
+            gains.append(before - self._trial_ranks(pair, fold, seed, limited))
+        return np.concatenate(gains)
+
+    def _trial_ranks(self, pair: ModalityPair, left_out: np.ndarray, seed: int, trainer: Trainer) -> np.ndarray:
+        """Ranks of the left-out anchors' partners after a fit without them; the worst, 1, where it diverged."""
+        kept = replace(pair, anchors=np.delete(pair.anchors, left_out, axis=0))
+        trial = type(self)(**self.get_config() | {"guard": False}).fit_pair(kept, seed=seed, trainer=trainer)
+        if trial.result_.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+        if trial.result_.status is Status.DIVERGED:
+            return np.ones(len(left_out))
+        x, y = pair.anchors[left_out].T
+        return partner_ranks(trial.translate(pair.x[x]), pair.y, y)
 
     def _ridge_start(self, pair: ModalityPair) -> bool:
         return self.init == "ridge" and self.map != "mlp" and pair.n_anchors > 0
@@ -299,29 +322,38 @@ class JacobianSparse(TrainedTranslator):
     def _standardise(self, pair: ModalityPair) -> None:
         net = self.module_
         for i, (buffer, matrix) in enumerate(((net.mean_x, pair.x), (net.mean_y, pair.y))):
-            mean = column_means(matrix)
+            mean, deviation = moments(matrix)
             buffer.copy_(torch.as_tensor(mean))
-            power = matrix.multiply(matrix).mean() if hasattr(matrix, "multiply") else np.square(matrix).mean()
-            net.scale[i] = max(float(power) - float(np.square(mean).mean()), 1e-12) ** 0.5
+            net.scale[i] = max(float(np.square(deviation).mean()), 1e-12) ** 0.5
 
     def _start_at_ridge(self, pair: ModalityPair) -> None:
         net = self.module_
         scale_x, scale_y = (float(s) for s in net.scale)
-        weight, _ = anchor_map(ridge, pair)
+        weight, offset = anchor_map(ridge, pair)
+        mean_x, mean_y = (mean.double().numpy() for mean in (net.mean_x, net.mean_y))
+        bias = (offset + mean_x @ weight - mean_y) / scale_y
         for f in (net.f, net.average):
-            linear = f.linear if isinstance(f, Residual) else f[0]  # type: ignore[index]
+            layer = f.linear if isinstance(f, Residual) else f[0]  # type: ignore[index]
             with torch.no_grad():
-                linear.weight.copy_(torch.as_tensor(weight.T * (scale_x / scale_y)))
-                linear.bias.zero_()
+                layer.weight.copy_(torch.as_tensor(weight.T * (scale_x / scale_y)))
+                layer.bias.copy_(torch.as_tensor(bias))
 
     def _held_out(
         self, pair: ModalityPair, rows_x: np.ndarray, rows_y: np.ndarray, device: torch.device
-    ) -> tuple[Tensor, Tensor] | None:
-        if min(len(rows_x), len(rows_y)) < 10:
-            return None
+    ) -> list[tuple[float, Tensor, Tensor]]:
+        """Share, source and target cells of every condition that holds two cells a side; empty if too few cells."""
         self.module_.to(device)
-        x, y = (torch.as_tensor(dense(m[r]), device=device) for m, r in ((pair.x, rows_x), (pair.y, rows_y)))
-        return self._source(x), self._target(y)
+        codes_x, codes_y = _codes(pair)
+        groups = []
+        for code, share in zip(*shared_conditions(codes_x, codes_y), strict=True):
+            rows = rows_x[codes_x[rows_x] == code], rows_y[codes_y[rows_y] == code]
+            if min(map(len, rows)) >= 2:
+                x, y = (
+                    torch.as_tensor(dense(m[r]), device=device) for m, r in zip((pair.x, pair.y), rows, strict=True)
+                )
+                groups.append((float(share), self._source(x), self._target(y)))
+        n_held = sum(min(len(x), len(y)) for _, x, y in groups)
+        return groups if n_held >= FEWEST_MONITOR_CELLS else []
 
     def _check(self) -> None:
         for name, choices in _CHOICES.items():
@@ -340,8 +372,30 @@ def partner_ranks(prediction: np.ndarray, y: Matrix, partners: np.ndarray) -> np
     return (scores > own).mean(axis=1)
 
 
-def _hold_out(n: int, anchors: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows held out: a tenth of the cells that are no anchors, at most `MONITOR_CELLS`."""
-    free = rng.permutation(np.setdiff1d(np.arange(n), anchors))
-    size = min(len(free) // 10, MONITOR_CELLS)
-    return np.sort(np.concatenate([free[size:], anchors])), free[:size]
+def _hold_out(codes: np.ndarray, anchors: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows held out: a tenth of each condition's cells that are no anchors.
+
+    Together at most `MONITOR_CELLS`, but two of a condition that has them, so that every one can be compared.
+    """
+    free = rng.permutation(np.setdiff1d(np.arange(len(codes)), anchors))
+    share = min(0.1, MONITOR_CELLS / max(len(free), 1))
+    groups = [free[codes[free] == code] for code in np.unique(codes)]
+    sizes = [max(int(share * len(group)), min(2, len(group) // 10)) for group in groups]
+    held = np.concatenate([group[:size] for group, size in zip(groups, sizes, strict=True)])
+    return np.setdiff1d(np.arange(len(codes)), held), held
+
+
+def _codes(pair: ModalityPair) -> tuple[np.ndarray, np.ndarray]:
+    """Condition codes of both sides; one condition for all cells where none are given."""
+    if pair.condition_x is None or pair.condition_y is None:
+        return np.zeros(pair.n_source, np.int64), np.zeros(pair.n_target, np.int64)
+    return np.asarray(pair.condition_x), np.asarray(pair.condition_y)
+
+
+def _is_linear(f: nn.Module) -> bool:
+    return isinstance(f, MLP) and len(f) == 1
+
+
+def _unsaved(trainer: Trainer) -> Trainer:
+    """The same without checkpoints and progress, for what is no part of the fit proper."""
+    return replace(trainer, checkpoint_dir=None, resume=False, progress=False)

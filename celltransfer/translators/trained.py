@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from celltransfer.data.batches import Batch, Batches
+from celltransfer.train.checkpoint import fingerprint
 from celltransfer.train.loop import Trainer, seeded
+from celltransfer.train.outcome import FitResult, Status
+from celltransfer.train.stopping import Clock
 from celltransfer.translators.base import Arrays, Translator
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from celltransfer.data.pair import ModalityPair
-    from celltransfer.train.outcome import FitResult
 
 Self = TypeVar("Self", bound="TrainedTranslator")
 
@@ -81,47 +82,59 @@ class TrainedTranslator(Translator):
         return None
 
     def release(self) -> None:
-        """Drop what only training needed."""
+        """Drop what only training needed; called also when training failed, whatever of it is there."""
+
+    def to(self: Self, device: str) -> Self:
+        """Translate on `device` from now on; a loaded model is on the CPU."""
+        self._check_fitted()
+        self.module_.to(Trainer(device=device).resolve_device())
+        return self
 
     def _fit(self, pair: ModalityPair, *, seed: int, trainer: Trainer | None) -> FitResult:
+        trainer = trainer or Trainer()
         restarts = max(1, getattr(self, "restarts", 1))
         if restarts == 1:
-            return self._train(pair, seed, trainer or Trainer())
-        start = time.perf_counter()
-        runs = [self._restart(pair, seed, trainer or Trainer(), i, restarts) for i in range(restarts)]
-        best, self.module_, result = min(runs, key=lambda run: run[0])
-        result.history["restarts"] = [(i, monitor) for i, (monitor, _, _) in enumerate(runs)]
-        result.seconds = time.perf_counter() - start
-        return result
+            return self._train(pair, seed, trainer)
+        clock = Clock(trainer.max_seconds)
+        runs: list[tuple[FitResult, nn.Module]] = []
+        while len(runs) < restarts and not (runs and runs[-1][0].status is Status.INTERRUPTED):
+            limited = replace(trainer, max_seconds=clock.share(restarts - len(runs)))
+            runs.append(self._restart(pair, seed, limited, len(runs)))
+        best, self.module_ = min(runs, key=lambda run: (run[0].status is Status.DIVERGED, _lowest_monitor(run[0])))
+        best.history["restarts"] = [(i, _lowest_monitor(result)) for i, (result, _) in enumerate(runs)]
+        best.status = Status.INTERRUPTED if runs[-1][0].status is Status.INTERRUPTED else best.status
+        best.seconds = clock.elapsed()
+        return best
 
-    def _restart(
-        self, pair: ModalityPair, seed: int, trainer: Trainer, i: int, restarts: int
-    ) -> tuple[float, nn.Module, FitResult]:
-        """Run number i of a fit, from a seed of its own: its lowest monitor, its networks, and how it ended."""
-        limits: dict[str, Any] = {"max_seconds": trainer.max_seconds and trainer.max_seconds / restarts}
+    def _restart(self, pair: ModalityPair, seed: int, trainer: Trainer, i: int) -> tuple[FitResult, nn.Module]:
+        """Run number i of a fit, from a seed of its own: how it ended, and its networks."""
         if trainer.checkpoint_dir is not None:
-            limits["checkpoint_dir"] = Path(trainer.checkpoint_dir) / f"restart{i}"
+            trainer = replace(trainer, checkpoint_dir=Path(trainer.checkpoint_dir) / f"restart{i}")
         own = int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
-        result = self._train(pair, own, replace(trainer, **limits))
-        monitors = [value for _, value in result.history.get("monitor", [])]
-        return min(monitors, default=float("inf")), self.module_, result
+        return self._train(pair, own, trainer), self.module_
 
     def _train(self, pair: ModalityPair, seed: int, trainer: Trainer) -> FitResult:
         trainer = trainer.with_defaults(**self.training).with_defaults(batch_size=256)
+        assert trainer.batch_size is not None
         device = trainer.resolve_device()
-        self.n_conditions_ = _n_conditions(pair) if self.uses_conditions else 0
+        marks = self._fingerprint(pair, seed, trainer) if trainer.checkpoint_dir is not None else {}
+        self.n_conditions_ = len(self.condition_codes_) if self.uses_conditions else 0
         with seeded(seed):
             self.generator_ = torch.Generator(device).manual_seed(seed)
-            rows_x, rows_y = self.configure(pair, self.generator_)
-            self.module_.to(device).train()
-            assert trainer.batch_size is not None
-            batches = Batches(pair, trainer.batch_size, seed=seed, device=device, rows_x=rows_x, rows_y=rows_y)
             try:
-                return trainer.run(self, batches)
-            finally:
+                rows_x, rows_y = self.configure(pair, self.generator_)
+                self.module_.to(device).train()
+                batches = Batches(pair, trainer.batch_size, seed=seed, device=device, rows_x=rows_x, rows_y=rows_y)
+                result = trainer.run(self, batches, marks)
                 self.module_.eval()
+                return result
+            finally:
                 self.release()
                 del self.generator_
+
+    def _fingerprint(self, pair: ModalityPair, seed: int, trainer: Trainer) -> dict[str, str]:
+        named = {"method": self.name, "options": self.get_config(), "seed": seed}
+        return fingerprint(pair, **named, batch_size=trainer.batch_size, precision=trainer.precision)
 
     @torch.no_grad()
     def _translate(self, x: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
@@ -130,17 +143,15 @@ class TrainedTranslator(Translator):
         return self.predict(torch.as_tensor(x, device=device), codes).cpu().numpy()
 
     def _state(self) -> Arrays:
-        weights = {name: value.detach().cpu().numpy().copy() for name, value in self.module_.state_dict().items()}
+        weights = {name: value.detach().cpu().numpy() for name, value in self.module_.state_dict().items()}
         return weights | {"n_conditions": np.array(self.n_conditions_)}
 
     def _load_state(self, state: Arrays) -> None:
         self.n_conditions_ = int(state.pop("n_conditions"))
         with seeded(0):
             self.module_ = self.build().eval()
-        self.module_.load_state_dict({name: torch.as_tensor(value.copy()) for name, value in state.items()})
+        self.module_.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})
 
 
-def _n_conditions(pair: ModalityPair) -> int:
-    if pair.condition_x is None or pair.condition_y is None:
-        return 0
-    return 1 + int(max(pair.condition_x.max(), pair.condition_y.max()))
+def _lowest_monitor(result: FitResult) -> float:
+    return min((value for _, value in result.history.get("monitor", [])), default=float("inf"))
