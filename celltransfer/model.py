@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,17 +16,18 @@ from celltransfer.data.pair import Matrix, dense
 from celltransfer.errors import (
     CelltransferError,
     ConditionError,
+    ConfigError,
     FeatureError,
     InputError,
     ModalityError,
     ModelFormatError,
+    VerdictWarning,
 )
 from celltransfer.pp import Recipe
 from celltransfer.train.outcome import FitResult, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from anndata import AnnData
     from mudata import MuData
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 # Target cells kept with the model, to tell whether a translation lies where target cells are.
 MAX_REFERENCE = 2000
+# Translations are turned back into target features in blocks of at most so many bytes.
+BLOCK_BYTES = 2**26
 
 
 class TransferModel:
@@ -162,6 +166,9 @@ class TransferModel:
             ``uns["celltransfer"]`` : dict
                 Provenance: versions, method, seed, anchors, status, verdict.
 
+            Feature names are those of the target, so that both can be compared; they occur twice in ``mdata.var``
+            then, and features are selected in a modality, ``mdata["atac"][:, names]``, rather than in the MuData.
+
         Raises
         ------
         FeatureError
@@ -173,16 +180,18 @@ class TransferModel:
         """
         from anndata import AnnData
 
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size}; expected 1 or more.")
+        if isinstance(features, str):
+            raise FeatureError(f"features={features!r}; expected a list of names, [{features!r}].")
         if isinstance(data, AnnData):
             return self.translate_cells(data, None, features, counts, on_missing, batch_size)
         cells.check_mudata(data)
         if self.source not in data.mod:
             raise ModalityError(f"The model translates {self.source!r}, which the MuData lacks: {', '.join(data.mod)}.")
-        key = key_added or f"{self.target}_from_{self.source}"
-        if key in (self.source, self.target):
-            raise InputError(f"key_added={key!r} would overwrite the {key!r} modality of the MuData.")
-        out = data.copy() if copy else data
-        writeback.check_writable(out, key)
+        key = f"{self.target}_from_{self.source}" if key_added is None else key_added
+        writeback.check_writable(data, key, copy=copy)
+        out = writeback.copy_of(data) if copy else data
         translated = self.translate_cells(
             cells.check_modality(data, self.source), data, features, counts, on_missing, batch_size
         )
@@ -203,6 +212,8 @@ class TransferModel:
 
         target = self.recipes[self.target]
         columns = self._columns(features)
+        # The recipe is asked about no cells: it answers None where it knows no counts.
+        counts = counts and target.to_counts(np.empty((0, len(columns)), dtype=np.float32), columns) is not None
         _check_memory(adata.n_obs, len(columns), 2 if counts else 1)
         latent = self.latent(adata, mdata, on_missing=on_missing, batch_size=batch_size)
         out = AnnData(
@@ -210,18 +221,14 @@ class TransferModel:
             obs=adata.obs.copy(),
             var=target.var_.iloc[columns].copy(),
         )
-        expected = np.empty_like(out.X) if counts else None
-        for start in range(0, adata.n_obs, batch_size):
-            block = slice(start, start + batch_size)
-            normalised = target.inverse_transform(latent[block])
-            out.X[block] = normalised[:, columns]
-            block_counts = None if expected is None else target.to_counts(normalised)
-            if expected is not None and block_counts is not None:
-                expected[block] = block_counts[:, columns]
-            else:
-                expected = None
-        if expected is not None:
-            out.layers["counts"] = expected
+        if counts:
+            out.layers["counts"] = np.empty_like(out.X)
+        rows = max(1, min(batch_size, BLOCK_BYTES // max(1, 4 * len(columns))))
+        for start in range(0, adata.n_obs, rows):
+            block = slice(start, start + rows)
+            out.X[block] = target.inverse_transform(latent[block], columns)
+            if counts:
+                out.layers["counts"][block] = target.to_counts(out.X[block], columns)
         out.obsm["X_translated"] = latent
         out.obs["translation_support"] = self._support(latent)
         out.uns["celltransfer"] = self.provenance()
@@ -245,7 +252,7 @@ class TransferModel:
         return self.translator.translate(features, self._codes(adata, mdata), batch_size=batch_size)
 
     def _codes(self, adata: AnnData, mdata: MuData | None) -> np.ndarray | None:
-        if not self.conditions or not self.translator.uses_conditions:
+        if not self.conditions or not self.translator.needs_condition:
             return None
         if mdata is None:
             missing = [key for key in self.conditions if key not in adata.obs]
@@ -297,6 +304,18 @@ class TransferModel:
             "versions": dict(result.versions),
         }
 
+    def _check_arrays(self) -> None:
+        """Raise unless recipes and translator fit together and give finite numbers."""
+        source, target = self.recipes[self.source], self.recipes[self.target]
+        widths = source.n_features_out_, target.n_features_out_
+        own = self.translator.n_features_in_, self.translator.n_features_out_
+        if widths != own:
+            raise ValueError(f"the recipes have {widths} features and the translator {own}")
+        codes = np.zeros(1, dtype=np.int64) if self.translator.needs_condition and self.levels else None
+        latent = self.translator.translate(np.zeros((1, own[0]), dtype=np.float32), codes)
+        if not np.isfinite(target.inverse_transform(latent)).all() or not np.isfinite(self._reference).all():
+            raise ValueError("arrays hold NaN or infinite values")
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to folder `path`: ``model.json`` and ``arrays.safetensors``, plain data only.
 
@@ -337,6 +356,8 @@ class TransferModel:
 def load(path: str | Path) -> TransferModel:
     """Read a model written by `TransferModel.save`. Runs no code from the files.
 
+    Warns again, with `VerdictWarning`, where the verdict of the fit was not "identified".
+
     Raises
     ------
     ModelFormatError
@@ -346,11 +367,16 @@ def load(path: str | Path) -> TransferModel:
     """
     header, arrays = storage.read_model(path, FORMAT_VERSION)
     try:
-        return _rebuild(header, arrays)
+        model = _rebuild(header, arrays)
+        model._check_arrays()
     except CelltransferError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelFormatError(f"{path} is not a complete model: {error!r}.") from error
+    if model.verdict_.level != "identified":
+        reasons = " ".join(model.verdict_.reasons)
+        warnings.warn(f"The model in {path} is {model.verdict_.level}. {reasons}", VerdictWarning, stacklevel=2)
+    return model
 
 
 def _rebuild(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> TransferModel:
@@ -368,8 +394,8 @@ def _rebuild(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> TransferM
         names["target"],
         recipes,
         translator,
-        conditions=header["conditions"],
-        levels=header["levels"],
+        conditions=_strings(header["conditions"]),
+        levels=_strings(header["levels"]),
         anchors=anchors,
     )
     model.training_cells = {
@@ -377,6 +403,12 @@ def _rebuild(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> TransferM
     }
     model._reference, model._reference_gap = arrays["reference"], arrays["reference_gap"]
     return model
+
+
+def _strings(values: Any) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"expected a list of strings, got {values!r}")
+    return values
 
 
 def _below(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -395,9 +427,8 @@ def _nearest(queries: np.ndarray, points: np.ndarray, *, skip_self: bool = False
 def _check_memory(n_cells: int, n_features: int, n_matrices: int) -> None:
     """Refuse a result that the machine cannot hold, before anything is computed."""
     needed = n_cells * n_features * n_matrices * 4
-    try:
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not every system can tell
+    available = _available_memory()
+    if available is None:
         return
     if needed > available:
         raise InputError(
@@ -405,6 +436,16 @@ def _check_memory(n_cells: int, n_features: int, n_matrices: int) -> None:
             f"{available / 1e9:.0f} GB are free. Pass features= to translate only those you need, counts=False, or "
             "translate the cells in parts; model.latent(adata) gives the translation in the compact feature space."
         )
+
+
+def _available_memory() -> int | None:
+    """Bytes that can be had without swapping, caches that the system would give up included; ``None``: unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # no Linux
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else None
 
 
 class _Cells:

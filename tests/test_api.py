@@ -202,7 +202,8 @@ def test_missing_features_are_an_error_or_a_stated_policy(cells, model):
 def test_some_features_only(cells, model):
     wanted = list(cells["atac"].var_names[[5, 2]])
     part, whole = model.translate(cells["rna"], features=wanted), model.translate(cells["rna"])
-    np.testing.assert_array_equal(part.X, whole[:, wanted].X)
+    np.testing.assert_allclose(part.X, whole[:, wanted].X, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(part.layers["counts"], whole[:, wanted].layers["counts"], rtol=1e-5, atol=1e-6)
     with pytest.raises(FeatureError, match="'nope'"):
         model.translate(cells["rna"], features=["nope"])
 
@@ -214,15 +215,43 @@ def test_blocks_give_the_same_as_all_at_once(cells, model):
 
 
 def test_a_result_that_does_not_fit_is_refused_before_it_is_computed(cells, model, monkeypatch):
-    monkeypatch.setattr("celltransfer.model.os.sysconf", lambda _: 10)
+    monkeypatch.setattr("celltransfer.model._available_memory", lambda: 100)
     with pytest.raises(InputError, match="Pass features="):
         model.translate(cells["rna"])
+
+
+def test_counts_take_memory_only_where_the_recipe_knows_them(cells, monkeypatch):
+    model = ct.fit(cells, train="train", anchors=20, method="ridge", recipes={"atac": "none"}, verdict=False)
+    one_matrix = 4 * cells["rna"].n_obs * cells["atac"].n_vars
+    monkeypatch.setattr("celltransfer.model._available_memory", lambda: one_matrix)
+    assert "counts" not in model.translate(cells["rna"]).layers
+    monkeypatch.setattr("celltransfer.model._available_memory", lambda: one_matrix - 1)
+    with pytest.raises(InputError, match="Pass features="):
+        model.translate(cells["rna"])
+
+
+def test_a_few_features_take_the_memory_of_a_few_features(cells, model, monkeypatch):
+    seen = []
+    recipe = type(model.recipes["atac"])
+    original = recipe.inverse_transform
+
+    def spy(self, z, features=None):
+        out = original(self, z, features)
+        seen.append(out.shape)
+        return out
+
+    monkeypatch.setattr(recipe, "inverse_transform", spy)
+    monkeypatch.setattr("celltransfer.model.BLOCK_BYTES", 4 * 100)
+    part = model.translate(cells["rna"], features=list(cells["atac"].var_names[[5, 2]]))
+    assert part.shape == (cells["rna"].n_obs, 2)
+    assert {shape[1] for shape in seen} == {2}
+    assert max(shape[0] for shape in seen) == 50
 
 
 @pytest.mark.parametrize("method", ["ridge", "jacobian", "fgw"])
 def test_save_and_load(cells, tmp_path, method):
     short = ct.train.Trainer(max_steps=10)
-    model = ct.fit(cells, train="train", anchors=10, method=method, conditions="condition", trainer=short)
+    model = ct.fit(cells, train="train", anchors=10, method=method, trainer=short)
     model.save(tmp_path / "model")
     again = ct.load(tmp_path / "model")
     np.testing.assert_array_equal(
@@ -245,6 +274,58 @@ def test_saving_over_something(model, tmp_path):
     (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
     with pytest.raises(WriteError, match="no celltransfer model"):
         model.save(tmp_path / "thesis", overwrite=True)
+
+
+def test_a_loaded_model_warns_again(model, tmp_path):
+    model.save(tmp_path / "model")
+    with pytest.warns(VerdictWarning, match="is ambiguous"):
+        ct.load(tmp_path / "model")
+
+
+def test_arrays_that_were_exchanged_or_cut(model, cells, tmp_path):
+    path, other = tmp_path / "model", tmp_path / "other"
+    model.save(path)
+    ct.fit(cells, train="train", anchors=20, method="ridge", recipes={"atac": ct.pp.atac(n_components=5)}).save(other)
+    (path / "arrays.safetensors").write_bytes((other / "arrays.safetensors").read_bytes())
+    with pytest.raises(ModelFormatError, match="corrupt or not the one"):
+        ct.load(path)
+
+
+@pytest.mark.parametrize("change", [{"levels": "zz"}, {"conditions": 3}])
+def test_headers_that_were_edited(model, tmp_path, change):
+    model.save(tmp_path / "model")
+    header = json.loads((tmp_path / "model" / "model.json").read_text())
+    (tmp_path / "model" / "model.json").write_text(json.dumps(header | change))
+    with pytest.raises(ModelFormatError, match="list of strings"):
+        ct.load(tmp_path / "model")
+
+
+def test_overwriting_spares_the_files_of_others(model, tmp_path):
+    model.save(tmp_path / "model")
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(WriteError, match="notes.txt"):
+        model.save(tmp_path / "model", overwrite=True)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batch_size(cells, model, batch_size):
+    with pytest.raises(ConfigError, match="batch_size"):
+        model.translate(cells["rna"], batch_size=batch_size)
+
+
+def test_no_shared_feature_is_never_zero_filled(cells, model):
+    adata = cells["rna"].copy()
+    adata.var_names = [f"ENSG{i:05d}" for i in range(adata.n_vars)]
+    with pytest.raises(FeatureError, match="none of the 60"):
+        model.translate(adata, on_missing="zero")
+
+
+def test_translating_twice_replaces_only_our_own(cells, model):
+    model.translate(cells)
+    model.translate(cells)
+    assert list(cells.mod) == ["rna", "atac", "atac_from_rna"]
+    again = ct.fit(cells, train="train", anchors=20, method="ridge", verdict=False)
+    assert (again.source, again.target) == ("rna", "atac")
 
 
 def test_broken_model_folders(model, tmp_path):
@@ -284,6 +365,20 @@ def test_conditions_are_matched_and_needed_again(cells):
     strange.obs["condition"] = "never seen"
     with pytest.raises(ConditionError, match="'never seen', unknown"):
         model.translate(strange)
+
+
+def test_cells_of_a_new_condition_are_translated_where_conditions_only_guided_the_fit(cells):
+    model = ct.fit(
+        cells, train="train", anchors=10, conditions="condition", trainer=ct.train.Trainer(max_steps=5), verdict=False
+    )
+    strange = cells["rna"].copy()
+    strange.obs["condition"] = "never seen"
+    assert np.isfinite(model.translate(strange).X).all()
+
+
+def test_conditions_that_change_nothing_are_said(cells):
+    with pytest.warns(CelltransferWarning, match="makes no use of conditions"):
+        ct.fit(cells, train="train", anchors=10, method="ridge", conditions="condition", verdict=False)
 
 
 def test_conditions_without_overlap(cells):
@@ -416,7 +511,7 @@ def test_not_a_mudata(cells):
 def test_translating_needs_the_source(cells, model):
     with pytest.raises(ModalityError, match="'rna', which the MuData lacks"):
         model.translate(MuData({"atac": cells["atac"].copy()}))
-    with pytest.raises(InputError, match="would overwrite"):
+    with pytest.raises(InputError, match="did not write"):
         model.translate(cells, key_added="rna")
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from mudata import MuData
 
 
-def check_writable(mdata: MuData, key: str) -> None:
-    """Raise where a modality `key` cannot be added to `mdata` in place."""
+def check_writable(mdata: MuData, key: str, *, copy: bool = False) -> None:
+    """Raise where a modality `key` cannot be added to `mdata`, in place or in a copy."""
     if not isinstance(key, str) or "/" in key or not key.strip():
         raise InputError(f"key_added={key!r} is not a valid modality name: a string, not empty, without '/'.")
     if key in mdata.mod and "celltransfer" not in mdata.mod[key].uns:
@@ -28,7 +28,7 @@ def check_writable(mdata: MuData, key: str) -> None:
             f"The MuData has a modality {key!r} that celltransfer did not write, and it is not overwritten: choose "
             "another name with key_added=."
         )
-    if mdata.is_view:
+    if mdata.is_view and not copy:
         raise InputError(
             "The MuData is a view, and a view cannot take a new modality: pass mdata.copy(), or copy=True."
         )
@@ -37,6 +37,14 @@ def check_writable(mdata: MuData, key: str) -> None:
             "The MuData is backed by a file, and a modality in memory cannot be added to it. Translate the modality "
             "alone, model.translate(mdata[source]), or read the file without backed."
         )
+
+
+def copy_of(mdata: MuData) -> MuData:
+    """A copy, without mudata's warnings about feature names that earlier translations share with their target."""
+    with no_pull(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*var_names.*", category=UserWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning, module="mudata")
+        return mdata.copy()
 
 
 def add_modality(mdata: MuData, key: str, adata: AnnData) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ from celltransfer.data.pair import Matrix, dense
 from celltransfer.errors import ConfigError, FeatureError, ModalityError, ModelFormatError, NotFittedError
 from celltransfer.pp.kinds import KINDS
 from celltransfer.pp.slots import OnMissing, Slot, concatenate
-from celltransfer.pp.transforms import totals
+from celltransfer.pp.transforms import SVD, totals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from celltransfer.pp.transforms import Fitted
+    from celltransfer.pp.transforms import Fitted, Latent
 
 Arrays = dict[str, np.ndarray]
 
@@ -184,27 +185,48 @@ class Recipe:
         """
         return concatenate(self._transformed(adata, on_missing))
 
-    def inverse_transform(self, z: Matrix) -> np.ndarray:
+    def inverse_transform(self, z: Matrix, features: np.ndarray | None = None) -> np.ndarray:
         """Features of a translator, shape (n, d), back on the normalised scale, shape (n, p), dense float32.
 
         Exact where there is no reduction, the projection on the components otherwise. Clipped to the range of the
         scale: not below 0 for counts, between 0 and 1 for methylation.
+
+        Parameters
+        ----------
+        z
+            Features of a translator, shape (n, d).
+        features
+            Positions in `feature_names_` of the columns to compute, and of no others; ``None``: all.
         """
         self._check_fitted()
         y = self._dense(z, self.n_features_out_)
-        for step in reversed(self._latent):
+        steps = self._latent
+        if features is not None:
+            # The first step alone knows the features; where it is no reduction, z has a column for each of them.
+            reduced = bool(steps) and isinstance(steps[0], SVD)
+            steps = [_of_columns(step, features) for step in steps[:1]] + steps[1:]
+            y = y if reduced else y[:, features]
+        for step in reversed(steps):
             y = step.inverse(y)
-        return np.clip(y, *self.options.bounds, out=y if self._latent else None)
+        return np.clip(y, *self.options.bounds, out=y if steps else None)
 
-    def to_counts(self, normalized: Matrix) -> np.ndarray | None:
+    def to_counts(self, normalized: Matrix, features: np.ndarray | None = None) -> np.ndarray | None:
         """Expected counts in a typical training cell, from the normalised scale, shape (n, p).
 
         Typical means: median depth of the training cells for RNA and ATAC; for protein, their median geometric mean
         (``axis="cell"``; a cell's own depth cannot be told from its CLR), or exact (``axis="feature"``). ``None``
         for methylation and 'none', which have no counts. Binarised ATAC gives expected numbers of open peaks.
+
+        Parameters
+        ----------
+        normalized
+            Cells on the normalised scale, shape (n, p) or (n, len(features)).
+        features
+            Positions in `feature_names_` of the columns given; ``None``: all.
         """
         self._check_fitted()
-        return self._normalizer.to_counts(self._dense(normalized, len(self._kept)), self._kept)
+        kept = self._kept if features is None else self._kept[features]
+        return self._normalizer.to_counts(self._dense(normalized, len(kept)), kept)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON-writable values."""
@@ -284,6 +306,14 @@ class Recipe:
     def _check_fitted(self) -> None:
         if not hasattr(self, "_kept"):
             raise NotFittedError(f"{self!r} is not fitted yet; call `fit` with the training cells first.")
+
+
+def _of_columns(step: Latent, columns: np.ndarray) -> Latent:
+    """A fitted first step that goes back to these columns only."""
+    part = copy(step)
+    for name in ("components", "offset", "scale_") if isinstance(step, SVD) else ("mean", "deviation"):
+        setattr(part, name, getattr(step, name)[..., columns])
+    return part
 
 
 def _known_on_missing(value: OnMissing) -> OnMissing:
