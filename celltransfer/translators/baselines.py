@@ -121,6 +121,7 @@ class ConditionMean(_Closed):
     name = "condition_mean"
     array_names = ("codes", "means", "overall", "grouped")
     uses_conditions = True
+    needs_condition = True
 
     def _solve(self, pair: ModalityPair, seed: int) -> Arrays:
         codes = np.zeros(pair.n_target, np.int64) if pair.condition_y is None else np.asarray(pair.condition_y)
