@@ -83,7 +83,7 @@ def judge(translator: Translator, pair: ModalityPair, refit: Refit, *, seed: int
 def interval(ranks: np.ndarray) -> dict[str, float]:
     """Mean of per-anchor ranks, shape (k,), and its 95 % interval by Student's t, clipped to [0, 1]."""
     k = len(ranks)
-    half = float(student_t.ppf(0.975, k - 1)) * max(float(ranks.std(ddof=1)), MIN_SPREAD) / np.sqrt(k)
+    half = float(student_t.ppf(0.975, k - 1)) * max(float(ranks.std(ddof=1)), MIN_SPREAD) / float(np.sqrt(k))
     mean = float(ranks.mean())
     return {"estimate": mean, "low": max(mean - half, 0.0), "high": min(mean + half, 1.0)}
 
