@@ -20,6 +20,8 @@ from celltransfer.train.stopping import Clock
 from celltransfer.translators.base import Arrays, Translator, register
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from celltransfer.train.loop import Trainer
 
 # Iterations between looks at the clock, where there is a time limit.
@@ -103,13 +105,13 @@ class FusedGromov(Translator):
             _subsample(pair.y, pair.anchors[:k, 1], self.max_cells, rng),
         )
         cost_x, cost_y = geodesics(x, self.n_neighbors), geodesics(y, self.n_neighbors)
-        plans = self._plans(cost_x, cost_y, k, self._starts(cost_x, cost_y, k, rng), clock)
+        plans, timed_out = self._plans(cost_x, cost_y, k, rng, clock)
         best = min(plans, key=lambda plan: plan.objective)
         targets = best.plan @ y / best.plan.sum(axis=1, keepdims=True)
         targets[:k] = y[:k]
         self._extend(x, targets)
         return FitResult(
-            Status.CONVERGED if best.converged else Status.MAX_TIME if clock.left() == 0 else Status.MAX_STEPS,
+            Status.MAX_TIME if timed_out else Status.CONVERGED if best.converged else Status.MAX_STEPS,
             n_steps=best.n_iter,
             seconds=clock.elapsed(),
             history={"objective": [(i, plan.objective) for i, plan in enumerate(plans)]},
@@ -124,25 +126,24 @@ class FusedGromov(Translator):
         if self.extension not in {"ridge", "knn"}:
             raise ConfigError(f"extension={self.extension!r}; it is 'ridge' or 'knn'.")
 
-    def _starts(self, cost_x: np.ndarray, cost_y: np.ndarray, k: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """The independent plan, and with few anchors optimal matches of random landmarks' profiles."""
-        starts = [np.full((len(cost_x), len(cost_y)), 1 / (len(cost_x) * len(cost_y)))]
-        if k >= 2:
-            return starts
-        while len(starts) < self.n_starts:
+    def _starts(self, cost_x: np.ndarray, cost_y: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        """The independent plan, then optimal matches of random landmarks' profiles."""
+        yield np.full((len(cost_x), len(cost_y)), 1 / (len(cost_x) * len(cost_y)))
+        while True:
             marks_x, marks_y = rng.choice(len(cost_x), 3), rng.choice(len(cost_y), 3)
-            starts.append(_match(anchor_cost(cost_x[:, marks_x], cost_y[:, marks_y])))
-        return starts
+            yield _match(anchor_cost(cost_x[:, marks_x], cost_y[:, marks_y]))
 
     def _plans(
-        self, cost_x: np.ndarray, cost_y: np.ndarray, k: int, starts: list[np.ndarray], clock: Clock
-    ) -> list[Plan]:
-        """A plan from every start, and from the first one only where time runs out."""
+        self, cost_x: np.ndarray, cost_y: np.ndarray, k: int, rng: np.random.Generator, clock: Clock
+    ) -> tuple[list[Plan], bool]:
+        """A plan from every start, from fewer (at least one) where time runs out; and whether it did."""
+        n_starts = 1 if k >= 2 else max(1, self.n_starts)
         plans: list[Plan] = []
-        for i, first in enumerate(starts):
-            if not plans or clock.left() > 0:
-                plans.append(self._solve(cost_x, cost_y, k, first, Clock(clock.share(len(starts) - i))))
-        return plans
+        for first in self._starts(cost_x, cost_y, rng):
+            plans.append(self._solve(cost_x, cost_y, k, first, Clock(clock.share(n_starts - len(plans)))))
+            if len(plans) == n_starts or clock.left() == 0:
+                break
+        return plans, clock.left() == 0 and not (len(plans) == n_starts and plans[-1].converged)
 
     def _solve(self, cost_x: np.ndarray, cost_y: np.ndarray, k: int, first: np.ndarray, clock: Clock) -> Plan:
         """Iterate until convergence or a limit. Iterations remember the plan alone, so they can be done in parts."""

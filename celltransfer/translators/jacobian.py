@@ -118,8 +118,8 @@ class JacobianSparse(TrainedTranslator):
     decay
         Of the moving average of f.
     restarts
-        Fits from as many seeds, of which the one with the lowest monitor is kept. Training ends in bad minima in about
-        half of the runs, and the monitor tells them from good ones.
+        Fits from as many seeds, of which the one with the lowest monitor is kept. Most runs from a random start end in
+        bad minima, and the monitor tells them from good ones.
     guard
         From `GUARD_ANCHORS` anchors on, and with ``init="ridge"``: leave anchors out in folds, and match only if that
         places the left-out anchors better than ridge alone does, by more than a standard error; otherwise the fit is

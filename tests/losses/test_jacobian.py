@@ -92,3 +92,11 @@ def test_proximal_steps_leave_exact_zeros_and_solve_the_lasso():
         linear_proximal_step(weight, adam, 0.1)
     assert (weight[0, 1:3] == 0).all()
     assert torch.allclose(weight[0, [0, 3]], torch.tensor([1.9, -0.9]), atol=0.05)
+
+
+def test_both_norms_are_in_float32_under_autocast():
+    f, x = network(), torch.randn(5, 3, generator=generator())
+    plain = exact_l1(f, x), probe_l1(f, x, generator=generator())
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = exact_l1(f, x), probe_l1(f, x, generator=generator())
+    assert mixed == plain

@@ -221,6 +221,16 @@ def test_components_without_variance_are_not_made_up():
     assert len(SVD(10).fit(sparse, np.ones(200)).components) == 2
 
 
+def test_weak_components_survive_any_number_of_cells(caplog):
+    rng = np.random.default_rng(0)
+    y = (rng.normal(size=(50, 4)) * [1.0, 0.1, 1e-3, 0.0]).astype(np.float32)
+    many = np.tile(y, (20_000, 1))  # a million cells
+    with caplog.at_level("INFO", logger="celltransfer"):
+        assert len(SVD(4).fit(y, np.ones(50)).components) == 3
+        assert len(SVD(4).fit(many, np.ones(len(many))).components) == 3
+    assert caplog.text.count("1 of 4 components are zero up to rounding") == 2
+
+
 @pytest.mark.parametrize("make", [np.array, sp.csr_matrix])
 def test_standardize(make):
     y = poisson(50, 8)

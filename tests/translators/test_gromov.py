@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from celltransfer.errors import ConfigError
+from celltransfer.train.loop import Trainer
 from celltransfer.translators import make
 from celltransfer.translators.gromov import anchor_cost, geodesics
 
@@ -39,6 +40,33 @@ def test_the_start_with_the_lowest_objective_is_kept():
     _, x = arc(60, 0)
     result = make("fgw", n_starts=3, n_neighbors=5).fit(x, x[::-1]).result_
     assert len(result.history["objective"]) == 3
+
+
+def test_a_verdicts_refits_start_like_the_fit():
+    _, x = arc(60, 0)
+    pairs = np.column_stack([np.arange(3), np.arange(3)])
+    for k in (2, 3):
+        assert len(make("fgw", n_neighbors=5).fit(x, bent(x[:, 0]), pairs[:k]).result_.history["objective"]) == 1
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.02])
+def test_parts_between_looks_at_the_clock_give_the_same_plan(epsilon):
+    _, x = arc(50, 0)
+    y = bent(arc(40, 1)[0])
+    pairs = np.array([[0, 0], [1, 1], [2, 2]])
+    whole, timed = (
+        make("fgw", n_neighbors=5, epsilon=epsilon).fit(x, y, pairs, trainer=Trainer(max_seconds=seconds))
+        for seconds in (None, 60.0)
+    )
+    np.testing.assert_allclose(timed.translate(x), whole.translate(x), atol=1e-3)
+    assert timed.result_.status is whole.result_.status
+
+
+def test_out_of_time():
+    _, x = arc(100, 0)
+    result = make("fgw", n_starts=10**6).fit(x, x[::-1], trainer=Trainer(max_seconds=0.5)).result_
+    assert result.status.value == "max_time"
+    assert result.seconds < 2
 
 
 def test_geodesics_are_a_metric_even_across_components():
