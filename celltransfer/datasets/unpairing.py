@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from mudata import MuData
 
+# One seed serves two draws: a tag for each keeps them unrelated.
+_SPLIT, _ROLES = 31, 32
+
 
 def unpair(
     mdata: MuData, n_anchors: int = 10, *, source: str | None = None, target: str | None = None, seed: int = 0
@@ -44,7 +47,7 @@ def unpair(
     cells = mdata.mod[source].obs_names
     if not cells.isin(mdata.mod[target].obs_names).all() or mdata.mod[target].n_obs != len(cells):
         raise InputError(f"{source!r} and {target!r} do not hold the same cells; only a full co-assay can be unpaired.")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, _ROLES])
     train, test = _split(mdata, cells, seed)
     if not 0 <= n_anchors <= len(train) - 2:
         raise InputError(f"n_anchors={n_anchors} does not fit into {len(train)} training cells.")
@@ -58,7 +61,7 @@ def _split(mdata: MuData, cells: pd.Index, seed: int) -> tuple[np.ndarray, np.nd
     if "split" in mdata.obs and (mdata.obs["split"] == "test").any():
         split = mdata.obs["split"].reindex(cells).astype(str).to_numpy()
         return cells[split == "train"].to_numpy(), cells[split == "test"].to_numpy()
-    order = np.random.default_rng(seed).permutation(cells.to_numpy())
+    order = np.random.default_rng([seed, _SPLIT]).permutation(cells.to_numpy())
     n_test = len(order) // 4
     return order[n_test:], order[:n_test]
 

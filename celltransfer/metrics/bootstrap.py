@@ -10,9 +10,11 @@ import numpy as np
 from celltransfer.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
 
 _CHUNK = 250
+# Keeps the resamples unrelated to other draws of the same seed.
+_RESAMPLE = 21
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,27 @@ def interval(values: np.ndarray, *, level: float = 0.95, n_boot: int = 2000, see
     n_boot
         Number of resamples.
     """
-    table = _table(values)
+    return intervals({"": values}, level=level, n_boot=n_boot, seed=seed)[""]
+
+
+def intervals(
+    values: Mapping[str, np.ndarray], *, level: float = 0.95, n_boot: int = 2000, seed: int = 0
+) -> dict[str, Interval]:
+    """`interval` of several scores of the same cells and seeds, from the same resamples, which cost most of the time.
+
+    Parameters as there; all scores must have one shape.
+    """
+    tables = {name: _table(scores) for name, scores in values.items()}
     if not 0 < level < 1:
         raise ConfigError(f"level={level}; expected a share between 0 and 1, such as 0.95.")
-    means = np.concatenate(list(_resampled_means(table, n_boot, seed)))
-    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(np.nanmean(table)), float(low), float(high), level, *table.shape)
+    if len({table.shape for table in tables.values()}) > 1:
+        raise InputError("Scores have different shapes; one set of resamples needs the same cells and seeds in all.")
+    found = {}
+    means = _resampled_means(list(tables.values()), n_boot, seed)
+    for (name, table), mean in zip(tables.items(), means, strict=True):
+        low, high = np.nanquantile(mean, [(1 - level) / 2, (1 + level) / 2])
+        found[name] = Interval(float(np.nanmean(table)), float(low), float(high), level, *table.shape)
+    return found
 
 
 def difference(a: np.ndarray, b: np.ndarray, *, level: float = 0.95, n_boot: int = 2000, seed: int = 0) -> Interval:
@@ -86,19 +103,22 @@ def _loss(a: np.ndarray, b: np.ndarray, lower_is_better: bool, seed: int) -> Int
     return difference(a, b, seed=seed) if lower_is_better else difference(b, a, seed=seed)
 
 
-def _resampled_means(table: np.ndarray, n_boot: int, seed: int) -> Iterator[np.ndarray]:
-    """Means under multinomial weights on rows and columns, in chunks of resamples."""
-    rng = np.random.default_rng(seed)
-    n_seeds, n_cells = table.shape
-    known = np.isfinite(table).astype(np.float64)
-    filled = np.where(known > 0, table, 0.0)
+def _resampled_means(tables: list[np.ndarray], n_boot: int, seed: int) -> np.ndarray:
+    """Means under multinomial weights on rows and columns, shape (number of tables, n_boot), in chunks of resamples."""
+    if not tables:
+        return np.empty((0, n_boot))
+    rng = np.random.default_rng([seed, _RESAMPLE])
+    n_seeds, n_cells = tables[0].shape
+    filled = [(np.nan_to_num(table), np.isfinite(table).astype(np.float64)) for table in tables]
+    means = np.full((len(tables), n_boot), np.nan)
     for start in range(0, n_boot, _CHUNK):
         size = min(_CHUNK, n_boot - start)
-        seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=size)
-        cells = rng.multinomial(n_cells, np.full(n_cells, 1 / n_cells), size=size)
-        total = ((seeds @ filled) * cells).sum(axis=1)
-        count = ((seeds @ known) * cells).sum(axis=1)
-        yield np.divide(total, count, out=np.full(size, np.nan), where=count > 0)
+        seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=size).astype(np.float64)
+        cells = rng.multinomial(n_cells, np.full(n_cells, 1 / n_cells), size=size).astype(np.float64)
+        for out, (table, known) in zip(means[:, start : start + size], filled, strict=True):
+            total, count = (np.einsum("bs,bs->b", seeds, cells @ part.T) for part in (table, known))
+            np.divide(total, count, out=out, where=count > 0)
+    return means
 
 
 def _table(values: np.ndarray) -> np.ndarray:

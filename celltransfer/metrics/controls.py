@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from scipy.spatial.distance import cdist
 from scipy.stats import rankdata
 
-from celltransfer.metrics.scores import foscttm
+from celltransfer.metrics.scores import blocks, foscttm
 from celltransfer.regressors import Fitted, best_scaling, cca, mlp, pls, ridge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _NEIGHBOURS = 20
+# The regression of the ceiling is chosen by FOSCTTM, quadratic in the number of cells, on at most so many.
+_MAX_CHOOSING = 3000
+# One seed serves many draws: a tag for each keeps them unrelated.
+_CHANCE, _SHUFFLE, _ORACLE = 11, 12, 13
 # Whitened features (n, d), scoring-space targets (n, D) and the features' natural scale (d,) -> fitted regression.
 _REGRESSIONS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Fitted]] = {
     "ridge": lambda x, y, scale: best_scaling(ridge, x, y, scale),
@@ -41,7 +46,7 @@ class ControlData:
     x_scale
         Standard deviation of the source components before whitening, shape (d,).
     depth_x, depth_y, depth_eval
-        Library sizes of the cells in `x`, `y` and `x_eval`.
+        Library sizes of the cells in `x`, `y` and `x_eval`; ``None`` where values are no counts.
     pairs_x, pairs_y
         All training pairs, shapes (N, d) and (N, D). For the ceiling only.
     eval_pairs
@@ -57,9 +62,9 @@ class ControlData:
     anchors: np.ndarray
     x_eval: np.ndarray
     x_scale: np.ndarray
-    depth_x: np.ndarray
-    depth_y: np.ndarray
-    depth_eval: np.ndarray
+    depth_x: np.ndarray | None
+    depth_y: np.ndarray | None
+    depth_eval: np.ndarray | None
     pairs_x: np.ndarray
     pairs_y: np.ndarray
     eval_pairs: np.ndarray | None = None
@@ -77,14 +82,16 @@ class ControlData:
 
 def chance(data: ControlData, seed: int = 0) -> np.ndarray:
     """A random target cell for every cell."""
-    return data.y[np.random.default_rng(seed).integers(len(data.y), size=len(data.x_eval))]
+    return data.y[np.random.default_rng([seed, _CHANCE]).integers(len(data.y), size=len(data.x_eval))]
 
 
-def depth(data: ControlData, seed: int = 0, *, sign: int = 1) -> np.ndarray:
-    """The target cells at the same rank of library size: no biology at all.
+def depth(data: ControlData, seed: int = 0, *, sign: int = 1) -> np.ndarray | None:
+    """The target cells at the same rank of library size: no biology at all. ``None`` where there are no counts.
 
     Averages the 20 target cells around that rank. ``sign=-1`` matches deep source cells to shallow target cells.
     """
+    if data.depth_x is None or data.depth_y is None or data.depth_eval is None:
+        return None
     order = np.argsort(data.depth_y, kind="stable")
     window = min(_NEIGHBOURS, len(order))
     rank = np.searchsorted(np.sort(data.depth_x), data.depth_eval) / len(data.depth_x)
@@ -98,7 +105,7 @@ def condition_mean(data: ControlData, seed: int = 0) -> np.ndarray | None:
     if data.condition_y is None or data.condition_eval is None:
         return None
     means = np.zeros((len(data.x_eval), data.y.shape[1]))
-    for value in np.intersect1d(data.condition_y, data.condition_eval):
+    for value in _shared(data.condition_y, data.condition_eval):
         means[data.condition_eval == value] = data.y[data.condition_y == value].mean(axis=0)
     return means
 
@@ -118,7 +125,7 @@ def shuffled_anchors(data: ControlData, seed: int = 0) -> np.ndarray | None:
     if len(data.anchors) < 2:
         return None
     x, y = data.anchor_pairs
-    shuffled = np.random.default_rng(seed).permutation(y)
+    shuffled = np.random.default_rng([seed, _SHUFFLE]).permutation(y)
     return _REGRESSIONS["ridge"](x, shuffled, data.x_scale).predict(data.x_eval)
 
 
@@ -129,23 +136,29 @@ def labels_only(data: ControlData, seed: int = 0) -> np.ndarray | None:
     """
     if data.labels_x is None or data.labels_y is None:
         return None
-    classes = np.intersect1d(_known(data.labels_x), _known(data.labels_y))
+    classes = _shared(data.labels_x, data.labels_y)
     if len(classes) < 2:
         return None
     of_source = _class_probabilities(data.x, data.labels_x, classes, data.x_eval)
     of_target = _class_probabilities(data.y, data.labels_y, classes, data.y)
     k = min(_NEIGHBOURS, len(data.y))
-    nearest = np.argpartition(cdist(of_source, of_target), k - 1, axis=1)[:, :k]
-    return data.y[nearest].mean(axis=1)
+    out = np.empty((len(of_source), data.y.shape[1]))
+    for rows in blocks(len(of_source), 8 * len(of_target)):
+        nearest = np.sort(np.argpartition(cdist(of_source[rows], of_target), k - 1, axis=1)[:, :k])
+        out[rows] = data.y[nearest].mean(axis=1)
+    return out
 
 
 def label_oracle(data: ControlData, seed: int = 0) -> np.ndarray | None:
-    """A random target cell of the true label: as good as labels can be. ``None`` where there are no labels."""
+    """A random target cell of the true label: as good as labels can be. ``None`` where no label is on both sides."""
     if data.labels_y is None or data.labels_eval is None:
         return None
-    rng = np.random.default_rng(seed)
+    classes = _shared(data.labels_y, data.labels_eval)
+    if not classes:
+        return None
+    rng = np.random.default_rng([seed, _ORACLE])
     out = chance(data, seed)
-    for value in np.intersect1d(_known(data.labels_y), _known(data.labels_eval)):
+    for value in classes:
         cells = np.flatnonzero(data.labels_eval == value)
         out[cells] = data.y[rng.choice(np.flatnonzero(data.labels_y == value), size=len(cells))]
     return out
@@ -158,7 +171,9 @@ def reference(data: ControlData, seed: int = 0) -> np.ndarray:
     cells that are training cells get their held-out prediction.
     """
     held_out = {name: _held_out(name, data) for name in _REGRESSIONS}
-    best = min(held_out, key=lambda name: foscttm(held_out[name], data.pairs_y))
+    n = len(data.pairs_y)
+    some = np.arange(n) if n <= _MAX_CHOOSING else np.random.default_rng(0).choice(n, _MAX_CHOOSING, replace=False)
+    best = min(held_out, key=lambda name: foscttm(held_out[name][some], data.pairs_y[some]))
     if data.eval_pairs is not None:
         return held_out[best][data.eval_pairs]
     return _REGRESSIONS[best](data.pairs_x, data.pairs_y, data.x_scale).predict(data.x_eval)
@@ -206,15 +221,16 @@ def _held_out(name: str, data: ControlData, n_folds: int = 3) -> np.ndarray:
     return out
 
 
-def _known(labels: np.ndarray) -> np.ndarray:
-    """Labels that are not missing (a missing label is ``None`` or differs from itself)."""
-    return np.array([value for value in labels if value is not None and value == value])
+def _shared(a: np.ndarray, b: np.ndarray) -> list[Any]:
+    """Values that occur in both and are not missing, sorted as text."""
+    known = set(pd.Series(b, dtype=object).dropna())
+    return sorted((value for value in pd.Series(a, dtype=object).dropna().unique() if value in known), key=str)
 
 
-def _class_probabilities(x: np.ndarray, labels: np.ndarray, classes: np.ndarray, new: np.ndarray) -> np.ndarray:
+def _class_probabilities(x: np.ndarray, labels: np.ndarray, classes: list[Any], new: np.ndarray) -> np.ndarray:
     """Probabilities of `classes` at `new`, learned on the rows of `x` that have one of them."""
     from sklearn.linear_model import LogisticRegression
 
-    usable = np.isin(labels, classes)
+    usable = pd.Series(labels, dtype=object).isin(classes).to_numpy()
     model = LogisticRegression(C=0.1, max_iter=300).fit(x[usable], labels[usable].astype(str))
     return np.asarray(model.predict_proba(new))

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,22 +19,20 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from celltransfer.data.cells import check_modality, check_mudata, obs_column
-from celltransfer.errors import AnchorError, ConfigError, FeatureError, InputError
+from celltransfer.errors import ConfigError, FeatureError, InputError
 from celltransfer.metrics import scores
 from celltransfer.metrics.controls import CONTROLS, ControlData, without_depth
-from celltransfer.metrics.space import ScoringSpace
+from celltransfer.metrics.hiding import Regime, bare, draw_roles, hide, renamed, split_cells
+from celltransfer.metrics.space import ScoringSpace, centred
 from celltransfer.pp.transforms import CLR, Identity, LogNormalize, Normalizer, TfIdf, totals
 
 if TYPE_CHECKING:
     from celltransfer.data.pair import Matrix
 
-Regime = Literal["disjoint", "shared"]
 Prediction: TypeAlias = "AnnData | tuple[Any, Any]"
 FitPredict = Callable[[mudata.MuData, pd.DataFrame, AnnData], Any]
 
-TEST_SHARE, DEV_SHARE = 0.25, 0.2
 SOURCE_COMPONENTS = 50
-_SPLIT_COLUMN = "split"
 _SUFFIXES: dict[scores.Metric, str] = {"cosine": "", "euclidean": "_euclidean", "csls": "_csls"}
 _NORMALIZERS: dict[str, Callable[[], Normalizer]] = {
     "rna": lambda: LogNormalize(target_sum=1e4),
@@ -131,6 +128,12 @@ class Task:
         """The scoring space, fitted on the target side of all training cells."""
         return ScoringSpace.fit(self.normalizer.transform(self._training_target), self.n_components)
 
+    def log_depth(self, modality: str, adata: AnnData) -> np.ndarray | None:
+        """Log library sizes of cells of one modality, shape (n,); ``None`` where the values are no counts."""
+        if not isinstance(self.normalizers[modality](), LogNormalize | TfIdf | CLR):
+            return None
+        return np.log1p(totals(_matrix(adata)))
+
     @property
     def _training_target(self) -> Matrix:
         return _matrix(self.train_pairs[1] if self.space_cells is None else self.space_cells)
@@ -212,14 +215,14 @@ def make_task(
     if transductive:
         pool = evaluated = barcodes
     else:
-        pool, evaluated = _split(mdata, source, barcodes, split, part)
-    roles = _roles(pool, regime, n_anchors, seed)
+        pool, evaluated = split_cells(mdata, source, barcodes, split, part)
+    roles = draw_roles(pool, regime, n_anchors, seed)
     if transductive:
         evaluated = np.setdiff1d(evaluated, roles["anchors"])
     columns = {condition: True, labels: False}
     obs = pd.DataFrame({c: obs_column(mdata, source, c).reindex(barcodes) for c in columns if c}, index=barcodes)
-    frames = [_bare(adata, barcodes, obs[[condition] if condition else []]) for adata in sides]
-    hidden, anchors, target_names = _hide(frames, (source, target), roles, seed)
+    frames = [bare(adata, barcodes, obs[[condition] if condition else []]) for adata in sides]
+    hidden, anchors, target_names = hide(frames, (source, target), roles, seed)
     return Task(
         source=source,
         target=target,
@@ -254,7 +257,7 @@ def score(task: Task, prediction: Prediction, *, spearman: bool = True) -> Score
         Also rank correlations, which take most of the time where features are many.
     """
     matrix, features = _aligned(task, prediction)
-    result = score_points(task, task.space.transform_prediction(matrix, features))
+    result = score_points(task, task.space.transform(matrix, features))
     truth = task.truth_normalised[:, features]
     per_cell = result.per_cell | {"mse": scores.mse_per_cell(matrix, truth)}
     values = dict(result.values)
@@ -266,14 +269,20 @@ def score(task: Task, prediction: Prediction, *, spearman: bool = True) -> Score
 
 
 def score_points(task: Task, points: np.ndarray) -> Scores:
-    """Score translated cells that are already in the scoring space, shape (n, d); they are centred here."""
+    """Score translated cells that are already in the scoring space, shape (n, d).
+
+    They are centred here; ``bias`` is what centring takes away, root mean square over the dimensions: how far the
+    mean translated cell lies from the mean true cell, in standard deviations of the training cells.
+    """
     truth = task.truth_points
     points = np.asarray(points, dtype=np.float64)
     if points.shape != truth.shape:
         raise InputError(f"The points have shape {points.shape}; the evaluation cells have {truth.shape}.")
-    points = points - points.mean(axis=0)
+    bias = np.sqrt(np.mean((points.mean(axis=0) - truth.mean(axis=0)) ** 2))
+    points = centred(points)
     per_cell = dict(_per_cell(task, points, truth))
     values = {name: _mean(cells) for name, cells in per_cell.items()}
+    values["bias"] = float(bias)
     values["energy_distance"] = scores.energy_distance(points, truth)
     values["classifier_auc"] = scores.classifier_auc(points, truth)
     return Scores(values, per_cell)
@@ -300,7 +309,9 @@ def leak_test(fit_predict: FitPredict, task: Task, seed: int = 0) -> bool:
         ``(mdata, anchors, source_test) -> predictions``, shape (n, p), with its seeds fixed.
     """
     before = fit_predict(task.mdata, task.anchors, task.source_test)
-    after = fit_predict(_renamed(task, seed), task.anchors, task.source_test)
+    after = fit_predict(
+        renamed(task.mdata, task.source, task.target, task.anchors, seed), task.anchors, task.source_test
+    )
     before, after = _array(before), _array(after)
     return before.shape == after.shape and before.tobytes() == after.tobytes()
 
@@ -308,8 +319,7 @@ def leak_test(fit_predict: FitPredict, task: Task, seed: int = 0) -> bool:
 def _per_cell(task: Task, points: np.ndarray, truth: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Name and per-cell values of the scores that are means over cells."""
     for metric, suffix in _SUFFIXES.items():
-        ranks = scores.partner_ranks(points, truth, metric)
-        back = scores.partner_ranks(truth, points, metric)
+        ranks, back = scores.mutual_ranks(points, truth, metric)
         forward, backward = scores.fraction_closer(ranks), scores.fraction_closer(back)
         yield f"foscttm{suffix}", (forward + backward) / 2
         if not suffix:
@@ -319,96 +329,19 @@ def _per_cell(task: Task, points: np.ndarray, truth: np.ndarray) -> Iterator[tup
             yield f"knn_accuracy{suffix}@{k}", scores.within_nearest(ranks, k)
             if not suffix:
                 yield f"knn_accuracy_target_to_source@{k}", scores.within_nearest(back, k)
+    ranks = scores.cmae_ranks(points, truth)
     for k in (10, 50):
-        yield f"knn_accuracy_cmae@{k}", scores.knn_accuracy_cmae_per_cell(points, truth, k)
-    depths = [_log_depth(adata) for adata in (task.source_test, task.truth)]
-    flat_points, flat_truth = (without_depth(values, *depths) for values in (points, truth))
-    yield "foscttm_depth_regressed", scores.foscttm_per_cell(flat_points, flat_truth).overall
+        yield f"knn_accuracy_cmae@{k}", scores.within_nearest(ranks, k)
+    depths = [task.log_depth(task.source, task.source_test), task.log_depth(task.target, task.truth)]
+    known = [depth for depth in depths if depth is not None]
+    if len(known) == len(depths):
+        flat_points, flat_truth = (without_depth(values, *known) for values in (points, truth))
+        yield "foscttm_depth_regressed", scores.foscttm_per_cell(flat_points, flat_truth).overall
     for name, groups in (("label", task.labels), ("condition", task.conditions)):
         if groups is not None:
             yield f"foscttm_within_{name}", scores.foscttm_within_per_cell(points, truth, groups)
     if task.labels is not None:
         yield "label_transfer_accuracy", scores.label_transfer_per_cell(points, truth, task.labels)
-
-
-def _split(
-    mdata: mudata.MuData, source: str, barcodes: np.ndarray, column: str | None, part: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Barcodes to train on and to evaluate on."""
-    if part not in ("dev", "test"):
-        raise ConfigError(f"part={part!r} is not known; choose 'dev' or 'test'.")
-    if column is None and _SPLIT_COLUMN in mdata.mod[source].obs:
-        column = _SPLIT_COLUMN
-    if column is None:
-        train, test = _draw(barcodes, TEST_SHARE)
-    else:
-        values = obs_column(mdata, source, column).reindex(barcodes).to_numpy(dtype=str)
-        train, test = barcodes[values == "train"], barcodes[values == "test"]
-    if part == "dev":
-        train, test = _draw(train, DEV_SHARE)
-    if min(len(train), len(test)) < 2:
-        raise InputError(f"The split leaves {len(train)} cells to train on and {len(test)} to score; both need 2.")
-    return train, test
-
-
-def _draw(barcodes: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Split at random, the same way for the same barcodes on every machine and for every seed."""
-    rng = np.random.default_rng(zlib.crc32("\n".join(barcodes).encode()))
-    shuffled = rng.permutation(barcodes)
-    cut = round(len(barcodes) * share)
-    return np.sort(shuffled[cut:]), np.sort(shuffled[:cut])
-
-
-def _roles(pool: np.ndarray, regime: Regime, n_anchors: int, seed: int) -> dict[str, np.ndarray]:
-    """Barcodes that give anchors, source cells and target cells, in random and unrelated orders."""
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(pool)
-    if not 0 <= n_anchors <= len(pool) - 2:
-        raise AnchorError(f"n_anchors={n_anchors} of {len(pool)} training cells; expected 0 to {len(pool) - 2}.")
-    anchors, rest = order[:n_anchors], order[n_anchors:]
-    half = len(rest) // 2
-    own = (rest[:half], rest[half:]) if regime == "disjoint" else (rest, rest)
-    source, target = (rng.permutation(np.concatenate([anchors, cells])) for cells in own)
-    return {"anchors": anchors, "source": source, "target": target}
-
-
-def _hide(
-    frames: list[AnnData], names: tuple[str, str], roles: dict[str, np.ndarray], seed: int
-) -> tuple[mudata.MuData, pd.DataFrame, pd.Series]:
-    """The MuData that methods see, the anchors, and the key to the new target names."""
-    numbers = np.random.default_rng([seed, 1]).permutation(len(roles["target"]))
-    key = pd.Series(roles["target"], index=[f"target_cell_{i:06d}" for i in numbers])
-    target = frames[1][roles["target"]].copy()
-    target.obs_names = key.index
-    found = pd.Series(key.index, index=key.to_numpy())[roles["anchors"]].to_numpy(dtype=object)
-    anchors = pd.DataFrame({"source_id": roles["anchors"].astype(object), "target_id": found})
-    return _mudata({names[0]: frames[0][roles["source"]].copy(), names[1]: target}), anchors, key
-
-
-def _mudata(modalities: dict[str, AnnData]) -> mudata.MuData:
-    """MuData with the obs columns of its modalities pulled up under their own names."""
-    with mudata.set_options(pull_on_update=False):
-        mdata = mudata.MuData(modalities)
-    obs = pd.concat([adata.obs for adata in modalities.values()])
-    for column in obs:
-        mdata.obs[column] = obs[column].reindex(mdata.obs_names)
-    return mdata
-
-
-def _bare(adata: AnnData, barcodes: np.ndarray, obs: pd.DataFrame) -> AnnData:
-    """Matrix, features and condition of the cells, and nothing else that could tell a cell's partner."""
-    rows = adata.obs_names.get_indexer(barcodes)
-    return AnnData(adata.X[rows], obs=obs.copy(), var=adata.var.copy())
-
-
-def _renamed(task: Task, seed: int) -> mudata.MuData:
-    """The task's MuData with the names of all target cells but the anchors permuted, arrays and rows untouched."""
-    target = task.mdata.mod[task.target].copy()
-    names = np.array(target.obs_names, dtype=object)
-    free = np.flatnonzero(~np.isin(names, task.anchors["target_id"].to_numpy(dtype=object)))
-    names[free] = names[np.random.default_rng(seed).permutation(free)]
-    target.obs_names = names
-    return _mudata({task.source: task.mdata.mod[task.source].copy(), task.target: target})
 
 
 def _normalizer(name: str, adata: AnnData, kinds: Mapping[str, str] | None) -> Callable[[], Normalizer]:
@@ -459,17 +392,18 @@ def _control_data(task: Task) -> ControlData:
 
     pairs = task.train_pairs
     rows = pairs[0].obs_names.get_indexer(task.source_test.obs_names)
-    anchors = [p.obs_names.get_indexer(task.anchors[c]) for p, c in ((x_pool, "source_id"), (y_pool, "target_id"))]
+    sides = (x_pool, "source_id"), (y_pool, "target_id")
+    anchors = np.column_stack([pool.obs_names.get_indexer(task.anchors[column]) for pool, column in sides])
     labels = task.cell_labels
     return ControlData(
         x=source_points(x_pool),
         y=target_points(y_pool),
-        anchors=np.column_stack(anchors),
+        anchors=anchors[(anchors >= 0).all(axis=1)],
         x_eval=source_points(task.source_test),
         x_scale=x_space.scale,
-        depth_x=_log_depth(x_pool),
-        depth_y=_log_depth(y_pool),
-        depth_eval=_log_depth(task.source_test),
+        depth_x=task.log_depth(task.source, x_pool),
+        depth_y=task.log_depth(task.target, y_pool),
+        depth_eval=task.log_depth(task.source, task.source_test),
         pairs_x=source_points(pairs[0]),
         pairs_y=target_points(pairs[1]),
         eval_pairs=rows if (rows >= 0).all() else None,
@@ -488,10 +422,6 @@ def _array(matrix: Matrix) -> np.ndarray:
 def _matrix(adata: AnnData) -> Matrix:
     x: Matrix = adata.X
     return sp.csr_matrix(x) if sp.issparse(x) else np.asarray(x)
-
-
-def _log_depth(adata: AnnData) -> np.ndarray:
-    return np.log1p(totals(_matrix(adata)))
 
 
 def _mean(values: np.ndarray) -> float:

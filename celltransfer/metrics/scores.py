@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 Metric = Literal["cosine", "euclidean", "csls", "l1"]
 METRICS: tuple[Metric, ...] = ("cosine", "euclidean", "csls", "l1")
-BLOCK_BYTES = 2**26
+BLOCK_BYTES = 2**23
 CSLS_NEIGHBOURS = 10
+_TILE = 64
 
 
 class PartnerRanks(NamedTuple):
@@ -74,6 +75,27 @@ def partner_ranks(query: np.ndarray, candidates: np.ndarray, metric: Metric = "c
     return PartnerRanks(closer, tied)
 
 
+def mutual_ranks(
+    prediction: np.ndarray, truth: np.ndarray, metric: Metric = "cosine"
+) -> tuple[PartnerRanks, PartnerRanks]:
+    """`partner_ranks` of both directions, from one pass over the distances.
+
+    Translations querying true cells, then true cells querying translations. Parameters as there.
+    """
+    prediction, truth = _paired(prediction, truth)
+    base: Metric = "cosine" if metric == "csls" else metric
+    hubs = (_hubness(prediction, truth), _hubness(truth, prediction)) if metric == "csls" else None
+    own = _partner_distances(prediction, truth, base)
+    own_forward, own_backward = (own, own) if hubs is None else (own**2 + hubs[0], own**2 + hubs[1])
+    forward, backward = np.zeros((2, 2, len(truth)), dtype=np.int64)
+    for rows, distance in _distance_blocks(prediction, truth, base):
+        np.fill_diagonal(distance[:, rows], own[rows])
+        ahead, back = (distance, distance) if hubs is None else _less_hubs(distance, hubs[0], hubs[1][rows])
+        forward[:, rows] = _counts(ahead, own_forward[rows, None], 1)
+        backward += _counts(back, own_backward, 0)
+    return PartnerRanks(forward[0], forward[1] - 1), PartnerRanks(backward[0], backward[1] - 1)
+
+
 def foscttm(prediction: np.ndarray, truth: np.ndarray, metric: Metric = "cosine") -> float:
     """Fraction of samples closer than the true match: 0 is perfect, chance is 0.5.
 
@@ -103,8 +125,7 @@ def foscttm_per_cell(prediction: np.ndarray, truth: np.ndarray, metric: Metric =
     prediction, truth = _paired(prediction, truth)
     if len(truth) < 2:
         raise InputError("FOSCTTM compares a cell with the other cells and got 1 cell; pass at least 2.")
-    forward = fraction_closer(partner_ranks(prediction, truth, metric))
-    backward = fraction_closer(partner_ranks(truth, prediction, metric))
+    forward, backward = (fraction_closer(ranks) for ranks in mutual_ranks(prediction, truth, metric))
     return FoscttmPerCell((forward + backward) / 2, forward, backward)
 
 
@@ -168,6 +189,11 @@ def knn_accuracy_cmae_per_cell(
     prediction: np.ndarray, truth: np.ndarray, k: int = 50, metric: Metric = "l1"
 ) -> np.ndarray:
     """`knn_accuracy_cmae` of every cell, shape (n,), 0 or 1; ties as in `knn_accuracy`."""
+    return within_nearest(cmae_ranks(prediction, truth, metric), k)
+
+
+def cmae_ranks(prediction: np.ndarray, truth: np.ndarray, metric: Metric = "l1") -> PartnerRanks:
+    """How many true cells lie closer to a cell than the one nearest to its translation, and how many as close."""
     prediction, truth = _paired(prediction, truth)
     nearest = np.concatenate([d.argmin(axis=1) for _, d in _distance_blocks(prediction, truth, metric)])
     closer, tied = np.empty((2, len(truth)), dtype=np.int64)
@@ -175,7 +201,7 @@ def knn_accuracy_cmae_per_cell(
         hit = np.take_along_axis(distance, nearest[rows, None], axis=1)
         closer[rows] = np.count_nonzero(distance < hit, axis=1)
         tied[rows] = np.count_nonzero(distance == hit, axis=1) - 1
-    return within_nearest(PartnerRanks(closer, tied), k)
+    return PartnerRanks(closer, tied)
 
 
 def label_transfer_accuracy(
@@ -227,9 +253,9 @@ def correlation_per_feature(
     """
     if method not in ("pearson", "spearman"):
         raise ConfigError(f"method={method!r} is not known; choose 'pearson' or 'spearman'.")
-    prediction, truth = _paired(prediction, truth)
+    prediction, truth = _paired(prediction, truth, None)
     out = np.empty(truth.shape[1])
-    for columns in _blocks(truth.shape[1], 8 * truth.shape[0]):
+    for columns in blocks(truth.shape[1], 8 * truth.shape[0]):
         a, b = _dense(prediction[:, columns]), _dense(truth[:, columns])
         if method == "spearman":
             a, b = rankdata(a, axis=0), rankdata(b, axis=0)
@@ -241,7 +267,7 @@ def correlation_per_cell(
     prediction: Matrix, truth: Matrix, method: Literal["pearson", "spearman"] = "pearson"
 ) -> np.ndarray:
     """Correlation over features of every cell, shape (n,); 0 where either side does not vary."""
-    across, true = (side.T for side in _paired(prediction, truth))
+    across, true = (side.T for side in _paired(prediction, truth, None))
     return correlation_per_feature(across, true, method)
 
 
@@ -252,9 +278,9 @@ def mse(prediction: Matrix, truth: Matrix) -> float:
 
 def mse_per_cell(prediction: Matrix, truth: Matrix) -> np.ndarray:
     """Mean squared error over the features of every cell, shape (n,)."""
-    prediction, truth = _paired(prediction, truth)
-    blocks = _blocks(truth.shape[0], 8 * truth.shape[1])
-    return np.concatenate([np.mean((_dense(prediction[b]) - _dense(truth[b])) ** 2, axis=1) for b in blocks])
+    prediction, truth = _paired(prediction, truth, None)
+    rows = blocks(truth.shape[0], 8 * truth.shape[1])
+    return np.concatenate([np.mean((_dense(prediction[b]) - _dense(truth[b])) ** 2, axis=1) for b in rows])
 
 
 def energy_distance(prediction: np.ndarray, truth: np.ndarray) -> float:
@@ -274,8 +300,8 @@ def energy_distance(prediction: np.ndarray, truth: np.ndarray) -> float:
             f"The energy distance got shapes {prediction.shape} and {truth.shape}; expected (>= 2, d) twice."
         )
     between = _sum_distances(prediction, truth) / (n * m)
-    within_x = _sum_distances(prediction, prediction) / (n * (n - 1))
-    within_y = _sum_distances(truth, truth) / (m * (m - 1))
+    within_x = _sum_within(prediction) / (n * (n - 1))
+    within_y = _sum_within(truth) / (m * (m - 1))
     return 2 * between - within_x - within_y
 
 
@@ -331,10 +357,10 @@ def _distance_blocks(query: np.ndarray, candidates: np.ndarray, metric: Metric) 
     if metric not in METRICS:
         raise ConfigError(f"metric={metric!r} is not known; choose one of {', '.join(METRICS)}.")
     angular = metric in ("cosine", "csls")
+    hubness = _hubness(query, candidates) if metric == "csls" else None
     if angular:
         query, candidates = _unit(query), _unit(candidates)
-    hubness = _hubness(query, candidates) if metric == "csls" else None
-    for rows in _blocks(len(query), 8 * len(candidates)):
+    for rows in blocks(len(query), 8 * len(candidates)):
         if angular:
             distance = _angular(query[rows], candidates)
         else:
@@ -353,15 +379,44 @@ def _angular(query: np.ndarray, candidates: np.ndarray) -> np.ndarray:
 def _hubness(query: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Mean cosine of each candidate to its nearest queries, shape (m,)."""
     k = min(CSLS_NEIGHBOURS, len(query))
+    query, candidates = _unit(query), _unit(candidates)
     nearest = [
         np.partition(_angular(candidates[rows], query), k - 1, axis=1)[:, :k]
-        for rows in _blocks(len(candidates), 8 * len(query))
+        for rows in blocks(len(candidates), 8 * len(query))
     ]
     return np.mean(1 - np.concatenate(nearest) ** 2 / 2, axis=1)
 
 
+def _less_hubs(
+    distance: np.ndarray, candidate_hubs: np.ndarray, query_hubs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances corrected for hubs, for rows looking at columns and for columns looking at rows."""
+    square = distance**2
+    return square + candidate_hubs, square + query_hubs[:, None]
+
+
+def _partner_distances(prediction: np.ndarray, truth: np.ndarray, metric: Metric) -> np.ndarray:
+    """Distances of matched rows, shape (n,), to the last bit those of `_distance_blocks`."""
+    tiles = (slice(start, start + _TILE) for start in range(0, len(truth), _TILE))
+    pairs = (_distance_blocks(prediction[tile], truth[tile], metric) for tile in tiles)
+    return np.concatenate([np.diagonal(d, offset=rows.start) for tile in pairs for rows, d in tile])
+
+
+def _counts(distance: np.ndarray, own: np.ndarray, axis: Literal[0, 1]) -> tuple[np.ndarray, np.ndarray]:
+    return np.count_nonzero(distance < own, axis=axis), np.count_nonzero(distance == own, axis=axis)
+
+
 def _sum_distances(x: np.ndarray, y: np.ndarray) -> float:
     return float(sum(distance.sum() for _, distance in _distance_blocks(x, y, "euclidean")))
+
+
+def _sum_within(x: np.ndarray) -> float:
+    """Sum of the distances of all ordered pairs of rows, each computed once."""
+    total = 0.0
+    for rows in blocks(len(x), 8 * len(x)):
+        distance = cdist(x[rows], x[rows.start :])
+        total += 2 * distance.sum() - distance[:, : len(distance)].sum()
+    return total
 
 
 def _pearson_columns(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -371,7 +426,8 @@ def _pearson_columns(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide((a * b).sum(axis=0), scale, out=np.zeros(len(scale)), where=varies & (scale > 0))
 
 
-def _blocks(n: int, bytes_per_row: int) -> Iterator[slice]:
+def blocks(n: int, bytes_per_row: int) -> Iterator[slice]:
+    """Slices over n rows, of at most `BLOCK_BYTES` each."""
     size = max(1, BLOCK_BYTES // max(1, bytes_per_row))
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
@@ -385,9 +441,9 @@ def _dense(block: Matrix) -> np.ndarray:
     return np.asarray(block.toarray() if sp.issparse(block) else block, dtype=np.float64)
 
 
-def _points(values: Matrix, name: str) -> Any:
-    """Float64 (n, d), finite; sparse stays sparse (CSC, for column blocks)."""
-    points: Any = sp.csc_matrix(values) if sp.issparse(values) else np.asarray(values, dtype=np.float64)
+def _points(values: Matrix, name: str, dtype: type | None = np.float64) -> Any:
+    """Finite values, shape (n, d), as `dtype` (``None``: as they are); sparse stays sparse (CSC, for column blocks)."""
+    points: Any = sp.csc_matrix(values) if sp.issparse(values) else np.asarray(values, dtype=dtype)
     if points.ndim != 2 or 0 in points.shape:
         raise InputError(f"The {name} has shape {points.shape}; expected (cells, features), none of them 0.")
     finite = np.isfinite(points.data if sp.issparse(values) else points)
@@ -396,8 +452,8 @@ def _points(values: Matrix, name: str) -> Any:
     return points
 
 
-def _paired(prediction: Matrix, truth: Matrix) -> tuple[Any, Any]:
-    prediction, truth = _points(prediction, "prediction"), _points(truth, "truth")
+def _paired(prediction: Matrix, truth: Matrix, dtype: type | None = np.float64) -> tuple[Any, Any]:
+    prediction, truth = _points(prediction, "prediction", dtype), _points(truth, "truth", dtype)
     if prediction.shape != truth.shape:
         raise InputError(
             f"The prediction has shape {prediction.shape} and the truth {truth.shape}; row i of both must be one cell, "

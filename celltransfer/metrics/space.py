@@ -10,16 +10,19 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import svds
 
 from celltransfer.errors import FeatureError, InputError
+from celltransfer.metrics.scores import blocks
 
 if TYPE_CHECKING:
     from celltransfer.data.pair import Matrix
 
 _EXACT_BELOW = 64
+# Of the scale of the space, which is 1 in every direction.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
 class ScoringSpace:
-    """Truncated SVD of normalised training cells, z-scored: ``z = (x @ directions - mean) / scale``.
+    """Truncated SVD of normalised training cells, z-scored: ``z = (x - feature_mean) @ directions / scale``.
 
     Made by `fit`, before any method runs and from training cells only.
 
@@ -27,12 +30,14 @@ class ScoringSpace:
     ----------
     directions
         Right singular vectors, shape (p, d).
-    mean, scale
-        Mean and standard deviation of the training cells along the directions, shape (d,).
+    feature_mean
+        Mean of the training cells, shape (p,).
+    scale
+        Standard deviation of the training cells along the directions, shape (d,).
     """
 
     directions: np.ndarray
-    mean: np.ndarray
+    feature_mean: np.ndarray
     scale: np.ndarray
 
     @classmethod
@@ -48,40 +53,56 @@ class ScoringSpace:
         kept = scale > 1e-6 * scale.max()
         if not kept.any():
             raise InputError("All training cells are equal; a scoring space needs cells that differ.")
-        return cls(directions[:, kept], points.mean(axis=0)[kept], scale[kept])
+        return cls(directions[:, kept], np.asarray(matrix.mean(axis=0)).ravel(), scale[kept])
 
     @property
     def n_components(self) -> int:
         """Number of dimensions, d."""
         return len(self.scale)
 
-    def transform(self, normalised: Matrix) -> np.ndarray:
-        """Place true cells, shape (n, p) -> (n, d), centred by the training mean."""
-        return (self._project(_finite(normalised), None) - self.mean) / self.scale
+    def transform(self, normalised: Matrix, features: np.ndarray | None = None) -> np.ndarray:
+        """Place cells, shape (n, p) -> (n, d), centred by the training mean.
 
-    def transform_prediction(self, normalised: Matrix, features: np.ndarray | None = None) -> np.ndarray:
-        """Place translated cells, centred by their own mean, never rescaled by their own spread.
-
-        Rescaling by own spread would blow up what cannot be predicted. A prediction without certain features leaves
-        them at their training mean: it says nothing there, and as a constant shift that drops out of the centring.
+        Dense cells are projected block by block. A prediction without certain features leaves them at their training
+        mean: it says nothing there.
 
         Parameters
         ----------
         normalised
-            Predictions on the normalised scale, shape (n, p) or (n, len(features)).
+            Cells on the normalised scale, shape (n, p) or (n, len(features)).
         features
             Positions, among the p training features, of the columns given; ``None``: all of them.
         """
-        points = self._project(_finite(normalised), features)
-        return (points - points.mean(axis=0)) / self.scale
-
-    def _project(self, matrix: Matrix, features: np.ndarray | None) -> np.ndarray:
-        directions = self.directions if features is None else self.directions[np.asarray(features)]
-        if matrix.shape[1] != len(directions):
+        given = slice(None) if features is None else np.asarray(features)
+        directions = self.directions[given]
+        if normalised.ndim != 2 or normalised.shape[1] != len(directions):
             raise FeatureError(
-                f"The cells have {matrix.shape[1]} features; the scoring space expects {len(directions)}."
+                f"The cells have shape {normalised.shape}: {normalised.shape[-1]} features; the scoring space expects "
+                f"{len(directions)}."
             )
-        return np.asarray(matrix @ directions)
+        matrix = sp.csr_matrix(normalised) if sp.issparse(normalised) else normalised
+        rows = blocks(matrix.shape[0], 8 * matrix.shape[1])
+        points = np.concatenate([np.asarray(_finite(matrix[block]) @ directions) for block in rows])
+        return (points - self.feature_mean[given] @ directions) / self.scale
+
+    def transform_prediction(self, normalised: Matrix, features: np.ndarray | None = None) -> np.ndarray:
+        """Place translated cells, centred by their own mean, never rescaled by their own spread.
+
+        Rescaling by own spread would blow up what cannot be predicted. Parameters as in `transform`.
+        """
+        return centred(self.transform(normalised, features))
+
+
+def centred(points: np.ndarray) -> np.ndarray:
+    """Points less their mean, shape (n, d); exactly 0 where they differ from it by rounding only.
+
+    A cosine would blow rounding up to a direction, and break the ties of a constant prediction.
+    """
+    centre = points.mean(axis=0)
+    moved = points - centre
+    rounding = _ROUNDING * (np.sqrt(points.shape[1]) + np.linalg.norm(centre))
+    moved[np.linalg.norm(moved, axis=1) < rounding] = 0.0
+    return moved
 
 
 def _right_singular_vectors(matrix: Matrix, k: int, seed: int) -> np.ndarray:

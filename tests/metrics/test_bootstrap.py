@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from celltransfer.errors import ConfigError, InputError
-from celltransfer.metrics.bootstrap import better, difference, interval, not_below
+from celltransfer.metrics.bootstrap import better, difference, interval, intervals, not_below
 
 
 def two_way(rng, n_seeds, n_cells, sd_seed=0.5, sd_cell=1.0, sd_noise=1.0):
@@ -71,3 +71,15 @@ def test_wrong_input_is_named():
         difference(np.zeros(3), np.zeros(4))
     with pytest.raises(ConfigError, match="level=95"):
         interval(np.zeros(3), level=95)
+
+
+def test_scores_share_resamples_and_keep_their_own_gaps():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 80))
+    b[::3] = np.nan
+    both = intervals({"a": a, "b": b}, seed=4)
+    assert both == {"a": interval(a, seed=4), "b": interval(b, seed=4)}
+    assert both["b"].mean == pytest.approx(np.nanmean(b))
+    with pytest.raises(InputError, match="different shapes"):
+        intervals({"a": a, "b": b[1:]})
+    assert intervals({}) == {}

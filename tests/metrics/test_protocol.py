@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mudata
 import numpy as np
 import pandas as pd
@@ -7,6 +9,7 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 from celltransfer.errors import AnchorError, ConfigError, FeatureError, InputError
+from celltransfer.metrics.controls import CONTROLS
 from celltransfer.metrics.protocol import control_table, leak_test, make_task, score, score_points
 
 
@@ -214,7 +217,8 @@ def test_leak_test_keeps_arrays_conditions_and_anchors(joint):
 def test_control_table(joint):
     task = make_task(joint, "rna", "atac", n_anchors=30, labels="type", condition="time")
     table = pd.DataFrame({name: s.values for name, s in control_table(task).items()}).T
-    assert table.loc["chance", "foscttm"] == pytest.approx(0.5, abs=0.08)
+    at_random = [score_points(task, CONTROLS["chance"](task.control_data, seed))["foscttm"] for seed in range(10)]
+    assert np.mean(at_random) == pytest.approx(0.5, abs=0.05)
     assert table.loc["reference", "foscttm"] < table.loc["ridge", "foscttm"] + 0.02
     assert table.loc["ridge", "foscttm"] < table.loc["shuffled_anchors", "foscttm"]
     assert table.loc["labels_only", "label_transfer_accuracy"] > 0.6
@@ -226,6 +230,52 @@ def test_unpaired_label_controls_use_labels_of_the_right_cells(joint):
     data = task.control_data
     expected = joint["atac"].obs.loc[original(task), "type"]
     assert [label or "" for label in data.labels_y] == [label or "" for label in expected.fillna("")]
+
+
+def test_bias_is_what_centring_hides(joint):
+    task = make_task(joint, "rna", "atac")
+    truth = task.truth_points
+    assert score_points(task, truth)["bias"] == 0
+    shifted = score_points(task, truth + 3.0)
+    assert shifted["bias"] == pytest.approx(3)
+    assert shifted["foscttm"] == score_points(task, truth)["foscttm"]
+    with_shift = truth_prediction(task)
+    with_shift.X = with_shift.X + 0.5 * task.space.directions[:, 0] * task.space.scale[0]
+    expected = 0.5 / np.sqrt(task.space.n_components)
+    assert score(task, with_shift)["bias"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_constant_prediction_ties_exactly(joint):
+    task = make_task(joint, "rna", "atac", labels="type")
+    constant = np.tile(np.random.default_rng(0).normal(size=80), (task.truth.n_obs, 1))
+    for level in (1.0, 1e6):
+        result = score(task, (level * constant, task.truth.var_names))
+        assert (result.per_cell["foscttm"] == 0.5).all()
+        assert result["foscttm_within_label"] == pytest.approx(0.5, abs=1e-12)
+
+
+def test_values_that_are_no_counts_have_no_library_size(joint):
+    values, names = np.random.default_rng(0).normal(-1, 1, (240, 12)), [f"x{j}" for j in range(12)]
+    signed = AnnData(values, obs=joint["atac"].obs.copy(), var=pd.DataFrame(index=names))
+    with mudata.set_options(pull_on_update=False):
+        mdata = mudata.MuData({"rna": joint["rna"].copy(), "atac": signed})
+    table = control_table(make_task(mdata, "rna", "atac"))
+    assert not {"depth", "depth_reversed"} & set(table)
+    assert "foscttm_depth_regressed" not in table["chance"].values
+    assert {"depth", "depth_reversed"} <= set(control_table(make_task(joint, "rna", "atac")))
+
+
+@pytest.mark.parametrize("side", ["neither", "evaluation", "half"])
+def test_labels_may_be_missing_anywhere(joint, side):
+    task = make_task(joint, "rna", "atac", labels="type", condition="type")
+    labels = task.cell_labels.copy()
+    test = labels.index.isin(task.source_test.obs_names)
+    labels[{"neither": test | True, "evaluation": test, "half": np.arange(len(test)) % 2 == 0}[side]] = np.nan
+    task = replace(task, cell_labels=labels, labels=labels[task.source_test.obs_names].to_numpy(dtype=object))
+    found = control_table(task)
+    assert ("label_oracle" in found) == (side == "half")
+    assert ("labels_only" in found) == (side != "neither")
+    assert np.isfinite(found["condition_mean"]["foscttm"])
 
 
 @pytest.mark.real_data

@@ -281,3 +281,19 @@ def test_many_cells_in_bounded_memory(rng):
     tracemalloc.stop()
     assert peak < 4 * scores.BLOCK_BYTES
     assert time.perf_counter() - start < 60
+
+
+@pytest.mark.parametrize("metric", scores.METRICS)
+def test_both_directions_in_one_pass_are_the_two_passes(metric, monkeypatch):
+    rng = np.random.default_rng(0)
+    truth = np.round(rng.normal(size=(150, 4)), 1)
+    prediction = np.repeat(truth[:50], 3, axis=0)
+    prediction[7] = 0
+    monkeypatch.setattr(scores, "BLOCK_BYTES", 8 * 150 * 37)
+    forward, backward = scores.mutual_ranks(prediction, truth, metric)
+    for found, expected in (
+        (forward, scores.partner_ranks(prediction, truth, metric)),
+        (backward, scores.partner_ranks(truth, prediction, metric)),
+    ):
+        np.testing.assert_array_equal(found.closer, expected.closer)
+        np.testing.assert_array_equal(found.tied, expected.tied)
