@@ -12,9 +12,9 @@ from anndata import AnnData
 
 from celltransfer.data import cells
 from celltransfer.data.anchors import resolve_anchors
-from celltransfer.errors import InputError, ModalityError
+from celltransfer.errors import ConditionError, InputError, ModalityError
 from celltransfer.metrics import protocol
-from celltransfer.metrics.bootstrap import interval
+from celltransfer.metrics.bootstrap import intervals
 from celltransfer.metrics.scores import reference_share
 from celltransfer.pp.slots import concatenate
 
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 # Fewer cells with a known partner than this give no figure worth printing.
 MIN_CELLS = 20
+# More cells than this are not scored but sampled: the cost of ranking cells grows with the square of their number.
+MAX_CELLS = 3000
+# With a smaller share of the training cells at hand, the report says what it was fitted on instead.
+MIN_TRAINING_SHARE = 0.95
 # The ceiling needs pairs to learn from; with fewer it would be no ceiling.
 MIN_CEILING_PAIRS = 50
 TRANSLATION = "translation"
@@ -55,7 +59,10 @@ _HEADLINE = [
     "label_transfer_accuracy",
     "foscttm_within_label",
     "foscttm_depth_regressed",
+    "bias",
 ]
+# Keeps the sample of cells unrelated to other draws of the same seed.
+_SAMPLE = 41
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +104,8 @@ class Report:
             f"Verdict: {self.verdict.level}. {' '.join(self.verdict.reasons)}",
         ]
         if not self.table.empty:
-            lines += [f"Scored on {about['n_cells']} {about['cells']}.", self._compare(), self._beaten_by()]
+            sample = f" (a random sample of {about['n_known']})" if about["n_cells"] < about["n_known"] else ""
+            lines += [f"Scored on {about['n_cells']} {about['cells']}{sample}.", self._compare(), self._beaten_by()]
         return lines + self.notes
 
     def _compare(self) -> str:
@@ -203,8 +211,9 @@ def report(
     """Score a model on co-assayed cells whose pairing it has not seen, next to controls on the same cells.
 
     Co-assayed cells outside the training cells are scored if there are at least 20; otherwise co-assayed training
-    cells whose pairing was hidden. Anchors are never scored. The scoring space is fitted on the training cells of
-    the target and owes nothing to the model but the normalised scale that it predicts on.
+    cells whose pairing was hidden. Anchors are never scored, nor are cells that lack a condition of the model; of more
+    than 3,000 cells a random sample is. The scoring space is fitted on the training cells of the target and owes
+    nothing to the model but the normalised scale that it predicts on.
 
     Parameters
     ----------
@@ -240,10 +249,14 @@ def report(
         "device": model.result_.device,
         "status": model.result_.status.value,
         "n_cells": 0,
+        "n_known": 0,
+        "max_cells": MAX_CELLS,
         "cells": "",
     }
     rows = _known_pairs(mdata, model, pairs)
-    scored, about["cells"] = _cells_to_score(mdata, model, rows)
+    known, about["cells"] = _cells_to_score(mdata, model, rows)
+    scored = _sample(known, seed)
+    about["n_known"] = len(known)
     if len(scored) < MIN_CELLS:
         note = (
             f"Only {len(scored)} co-assayed cells were no anchors, and {MIN_CELLS} are needed for a score: the verdict "
@@ -266,7 +279,8 @@ def _known_pairs(mdata: MuData, model: TransferModel, pairs: pd.DataFrame | None
             cells.check_real_barcodes(mdata, source, target)
     names = mdata.mod[source].obs_names[rows[:, 0]], mdata.mod[target].obs_names[rows[:, 1]]
     anchor = names[0].isin(model.anchors["source_id"]) | names[1].isin(model.anchors["target_id"])
-    return rows[~anchor]
+    rows = rows[~anchor]
+    return rows[_has_conditions(mdata, source, model.conditions)[rows[:, 0]]]
 
 
 def _cells_to_score(mdata: MuData, model: TransferModel, rows: np.ndarray) -> tuple[np.ndarray, str]:
@@ -277,7 +291,14 @@ def _cells_to_score(mdata: MuData, model: TransferModel, rows: np.ndarray) -> tu
         return rows[~trained], "co-assayed cells that training has not seen"
     if trained.all():
         return rows, "co-assayed training cells whose pairing was hidden"
-    return rows, "co-assayed cells, most of them training cells whose pairing was hidden"
+    return rows, f"co-assayed cells, {trained.mean():.0%} of them training cells whose pairing was hidden"
+
+
+def _sample(rows: np.ndarray, seed: int) -> np.ndarray:
+    """At most `MAX_CELLS` of the pairs, in their order."""
+    if len(rows) <= MAX_CELLS:
+        return rows
+    return rows[np.sort(np.random.default_rng([seed, _SAMPLE]).choice(len(rows), MAX_CELLS, replace=False))]
 
 
 def _task(
@@ -294,7 +315,8 @@ def _task(
     hidden = rows[~np.isin(rows[:, 0], scored[:, 0])] if len(scored) < len(rows) else rows[:0]
     ceiling, note = (hidden, "") if len(hidden) >= MIN_CEILING_PAIRS else (scored, " by cross-validation")
     source, target = (sides[name] for name in (model.source, model.target))
-    notes = [
+    notes = _missing_training_cells(model, pool)
+    notes += [
         f"Ceiling: the best of ridge, PLS, CCA and a small network{note} on {len(ceiling)} pairs"
         f"{' of the scored cells' if note else ''} that the model was not shown."
     ]
@@ -309,12 +331,25 @@ def _task(
         train_pairs=(source[ceiling[:, 0]], target[ceiling[:, 1]]),
         condition=_CONDITION if model.conditions else None,
         cell_labels=_labels_of(sides) if _LABEL in columns else None,
-        labels=source.obs[_LABEL].to_numpy(dtype=object)[scored[:, 0]] if _LABEL in columns else None,
+        labels=_either(*(sides[n].obs[_LABEL].iloc[scored[:, side]] for side, n in enumerate(sides)))
+        if _LABEL in columns
+        else None,
         target_names=pd.Series(pool[model.target].obs_names, index=pool[model.target].obs_names),
         normalizers={name: model.recipes[name].options.normalizer for name in sides},
         space_cells=pool[model.target],
     )
     return task, notes
+
+
+def _missing_training_cells(model: TransferModel, pool: dict[str, AnnData]) -> list[str]:
+    """A note for every modality of which the MuData holds a part of the training cells only."""
+    shares = {name: adata.n_obs / max(1, len(model.training_cells[name])) for name, adata in pool.items()}
+    return [
+        f"The MuData holds {share:.0%} of the training cells of {name}: normalisation, scoring space and controls "
+        "are fitted on those alone."
+        for name, share in shares.items()
+        if share < MIN_TRAINING_SHARE
+    ]
 
 
 def _scores(
@@ -326,32 +361,65 @@ def _scores(
     mine = protocol.score(task, translated[task.source_test.obs_names])
     controls = protocol.control_table(task, seed)
     table = {TRANSLATION: mine.values} | {_NAMES[name]: controls[name].values for name in _NAMES if name in controls}
-    bounds = {
-        name: interval(values[np.isfinite(values)], seed=seed)
-        for name, values in mine.per_cell.items()
-        if np.isfinite(values).any()
-    }
-    return pd.DataFrame(table).T, {name: (found.low, found.high) for name, found in bounds.items()}
+    per_cell = {name: values for name, values in mine.per_cell.items() if np.isfinite(values).any()}
+    bounds = {name: (found.low, found.high) for name, found in intervals(per_cell, seed=seed).items()}
+    return pd.DataFrame(table).T, bounds
 
 
 _LABEL, _CONDITION = "label", "condition"
 
 
 def _columns(model: TransferModel, mdata: MuData, labels: str | None) -> dict[str, dict[str, np.ndarray]]:
-    """Conditions and labels of the cells of both modalities."""
+    """Conditions and labels of the cells of both modalities, ``None`` where unknown."""
     names = model.source, model.target
     columns = {}
     if model.conditions:
-        columns[_CONDITION] = {name: cells.condition_labels(mdata, name, model.conditions) for name in names}
+        columns[_CONDITION] = {name: _conditions(mdata, name, model.conditions) for name in names}
     labels = labels or (mdata.uns.get("celltransfer_dataset", {}).get("labels") or None)
     if labels is not None:
-        columns[_LABEL] = {name: cells.obs_column(mdata, name, labels).astype(object).to_numpy() for name in names}
+        columns[_LABEL] = _labels(mdata, names, labels)
     return columns
 
 
+def _has_conditions(mdata: MuData, name: str, keys: tuple[str, ...]) -> np.ndarray:
+    """Which cells have a value of every condition, shape (n,)."""
+    known = np.ones(mdata.mod[name].n_obs, dtype=bool)
+    for key in keys:
+        known &= cells.obs_column(mdata, name, key).notna().to_numpy()
+    return known
+
+
+def _conditions(mdata: MuData, name: str, keys: tuple[str, ...]) -> np.ndarray:
+    known = _has_conditions(mdata, name, keys)
+    out = np.full(len(known), None, dtype=object)
+    some: Any = _Pool({name: mdata.mod[name][known]}, mdata.obs)
+    out[known] = cells.condition_labels(some, name, keys)
+    return out
+
+
+def _labels(mdata: MuData, names: tuple[str, str], key: str) -> dict[str, np.ndarray]:
+    """Labels by modality; a modality without the column has none, as long as the other has it."""
+    found, error = {}, None
+    for name in names:
+        try:
+            column = cells.obs_column(mdata, name, key).astype(object)
+            found[name] = column.where(column.notna(), None).to_numpy()
+        except ConditionError as missing:
+            error = missing
+            found[name] = np.full(mdata.mod[name].n_obs, None, dtype=object)
+    if error is not None and all(pd.isna(values).all() for values in found.values()):
+        raise error
+    return found
+
+
+def _either(first: pd.Series, second: pd.Series) -> np.ndarray:
+    """Labels of the same cells from the first column that knows them, shape (n,)."""
+    return np.where(first.notna(), first.to_numpy(dtype=object), second.to_numpy(dtype=object))
+
+
 def _labels_of(sides: dict[str, AnnData]) -> pd.Series:
-    both = pd.concat([adata.obs[_LABEL] for adata in sides.values()])
-    return both[~both.index.duplicated()]
+    both = pd.concat([adata.obs[_LABEL] for adata in sides.values()]).astype(object)
+    return both[both.notna()].groupby(level=0).first()
 
 
 def _measured(adata: AnnData, recipe: Recipe) -> AnnData:
@@ -368,9 +436,10 @@ def _mask(n: int, rows: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Pool:
-    """The training cells by modality, in the one way that the protocol looks at a MuData."""
+    """Some cells by modality, in the one way that the protocol and the readers of conditions look at a MuData."""
 
     mod: dict[str, AnnData]
+    obs: pd.DataFrame | None = None
 
 
 def _markdown(table: pd.DataFrame) -> list[str]:
