@@ -168,6 +168,32 @@ def test_features_of_the_inverse_are_the_features(seed, scale):
     np.testing.assert_allclose(recipe.transform(back), z, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        *(ct.pp.rna(n_components=5, whiten=w, scale=w) for w in (True, False)),
+        ct.pp.rna(n_components=None, whiten=True),
+        ct.pp.atac(n_components=5),
+        ct.pp.atac(n_components=None, flavor="signac"),
+        ct.pp.protein(axis="feature"),
+        ct.pp.protein(n_components=4),
+        ct.pp.none(),
+    ],
+    ids=repr,
+)
+def test_some_columns_of_the_inverse_are_those_of_the_whole(recipe):
+    adata = counts()
+    z = recipe.fit(adata).transform(adata)
+    columns = np.array([7, 0, 31])
+    whole, part = recipe.inverse_transform(z), recipe.inverse_transform(z, columns)
+    np.testing.assert_allclose(part, whole[:, columns], rtol=1e-5, atol=1e-5)
+    expected, found = recipe.to_counts(whole), recipe.to_counts(part, columns)
+    if expected is None:
+        assert found is None
+    else:
+        np.testing.assert_allclose(found, expected[:, columns], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("kind", "low", "high"), [("rna", 0, np.inf), ("protein", 0, np.inf), ("methylation", 0, 1)])
 def test_inverse_stays_on_the_scale(kind, low, high):
     recipe = Recipe(kind).fit(values(kind))
