@@ -102,7 +102,7 @@ def fit(
     VerdictWarning
         The evidence does not support the translation.
     CelltransferWarning
-        Conditions are passed to a method that ignores them, or occur in one modality only.
+        Conditions are passed to a method whose fit ignores them, or occur in one modality only.
 
     Examples
     --------
@@ -128,8 +128,6 @@ def fit(
         mdata, source, target, anchors, train_source=masks[source], train_target=masks[target], seed=seed
     )
     keys = (conditions,) if isinstance(conditions, str) else tuple(conditions or ())
-    if keys and not translator.uses_conditions:
-        _warn(f"method={translator.name!r} makes no use of conditions; {', '.join(keys)} changes nothing.")
     _check_recipe_names(recipes, list(mdata.mod))
     training = {name: cells.take(adata, masks[name]) for name, adata in sides.items()}
     fitted = {
@@ -137,6 +135,8 @@ def fit(
     }
     features = {name: recipe.transform(training[name]) for name, recipe in fitted.items()}
     levels, codes = _conditions(mdata, source, target, keys, masks)
+    if keys and not translator.uses_conditions:
+        _warn(f"method={translator.name!r} fits without conditions: only verdict and report look at {', '.join(keys)}.")
     pair = ModalityPair(
         features[source],
         features[target],

@@ -122,6 +122,7 @@ def test_demo_draws(tmp_path):
 
 
 @pytest.mark.real_data
+@pytest.mark.filterwarnings("ignore:method='ridge' fits without")
 def test_demo_on_a_real_dataset(real_dataset, tmp_path):
     real_dataset("a549_scicar")
     args = ["--dataset", "a549_scicar", "--conditions", "treatment_time", "--anchors", "50"]

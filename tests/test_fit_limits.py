@@ -74,7 +74,8 @@ def test_the_device_may_be_given_in_either_place_but_not_differently(cells):
         ct.fit(cells, device="tpu9", trainer=Trainer(max_steps=1), anchors=20)
 
 
-def test_conditions_that_are_ignored_are_a_warning(cells):
+def test_conditions_that_the_fit_ignores_are_a_warning():
+    cells = ct.datasets.simulate(n_obs=400, n_genes=60, n_peaks=90, seed=0)
     cells.obs["side"] = ["left", "right"] * 200
-    with pytest.warns(CelltransferWarning, match="'ridge' makes no use of conditions"):
+    with pytest.warns(CelltransferWarning, match="'ridge' fits without conditions"):
         ct.fit(cells, anchors=20, method="ridge", conditions="side", verdict=False)
