@@ -18,16 +18,11 @@ from celltransfer.errors import (
     CelltransferWarning,
     ConditionError,
     ConfigError,
-    CountsError,
     FeatureError,
     InputError,
-    ModalityError,
-    ModelFormatError,
     VerdictWarning,
-    WriteError,
 )
 from celltransfer.metrics.scores import foscttm
-from celltransfer.model import FORMAT_VERSION
 from mudata import MuData
 
 pytestmark = pytest.mark.filterwarnings("ignore::celltransfer.errors.VerdictWarning")
@@ -248,65 +243,6 @@ def test_a_few_features_take_the_memory_of_a_few_features(cells, model, monkeypa
     assert max(shape[0] for shape in seen) == 50
 
 
-@pytest.mark.parametrize("method", ["ridge", "jacobian", "fgw"])
-def test_save_and_load(cells, tmp_path, method):
-    short = ct.train.Trainer(max_steps=10)
-    model = ct.fit(cells, train="train", anchors=10, method=method, trainer=short)
-    model.save(tmp_path / "model")
-    again = ct.load(tmp_path / "model")
-    np.testing.assert_array_equal(
-        model.translate(cells, copy=True)["atac_from_rna"].X, again.translate(cells, copy=True)["atac_from_rna"].X
-    )
-    assert again.result_ == model.result_
-    assert again.verdict_ == model.verdict_
-    assert repr(again) == repr(model)
-    pd.testing.assert_frame_equal(again.anchors, model.anchors)
-    assert again.training_cells["atac"].equals(pd.Index(model.training_cells["atac"].astype(str)))
-    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["arrays.safetensors", "model.json"]
-
-
-def test_saving_over_something(model, tmp_path):
-    model.save(tmp_path / "model")
-    with pytest.raises(WriteError, match="overwrite=True"):
-        model.save(tmp_path / "model")
-    model.save(tmp_path / "model", overwrite=True)
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
-    with pytest.raises(WriteError, match="no celltransfer model"):
-        model.save(tmp_path / "thesis", overwrite=True)
-
-
-def test_a_loaded_model_warns_again(model, tmp_path):
-    model.save(tmp_path / "model")
-    with pytest.warns(VerdictWarning, match="is ambiguous"):
-        ct.load(tmp_path / "model")
-
-
-def test_arrays_that_were_exchanged_or_cut(model, cells, tmp_path):
-    path, other = tmp_path / "model", tmp_path / "other"
-    model.save(path)
-    ct.fit(cells, train="train", anchors=20, method="ridge", recipes={"atac": ct.pp.atac(n_components=5)}).save(other)
-    (path / "arrays.safetensors").write_bytes((other / "arrays.safetensors").read_bytes())
-    with pytest.raises(ModelFormatError, match="corrupt or not the one"):
-        ct.load(path)
-
-
-@pytest.mark.parametrize("change", [{"levels": "zz"}, {"conditions": 3}])
-def test_headers_that_were_edited(model, tmp_path, change):
-    model.save(tmp_path / "model")
-    header = json.loads((tmp_path / "model" / "model.json").read_text())
-    (tmp_path / "model" / "model.json").write_text(json.dumps(header | change))
-    with pytest.raises(ModelFormatError, match="list of strings"):
-        ct.load(tmp_path / "model")
-
-
-def test_overwriting_spares_the_files_of_others(model, tmp_path):
-    model.save(tmp_path / "model")
-    (tmp_path / "model" / "notes.txt").write_text("mine")
-    with pytest.raises(WriteError, match="notes.txt"):
-        model.save(tmp_path / "model", overwrite=True)
-
-
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_batch_size(cells, model, batch_size):
     with pytest.raises(ConfigError, match="batch_size"):
@@ -326,31 +262,6 @@ def test_translating_twice_replaces_only_our_own(cells, model):
     assert list(cells.mod) == ["rna", "atac", "atac_from_rna"]
     again = ct.fit(cells, train="train", anchors=20, method="ridge", verdict=False)
     assert (again.source, again.target) == ("rna", "atac")
-
-
-def test_broken_model_folders(model, tmp_path):
-    with pytest.raises(ModelFormatError, match=r"model\.json is missing"):
-        ct.load(tmp_path)
-    path = tmp_path / "model"
-    model.save(path)
-    header = json.loads((path / "model.json").read_text())
-
-    (path / "model.json").write_text(json.dumps(header | {"format_version": FORMAT_VERSION + 1}))
-    with pytest.raises(ModelFormatError, match="Upgrade celltransfer"):
-        ct.load(path)
-    (path / "model.json").write_text("{")
-    with pytest.raises(ModelFormatError, match="not valid JSON"):
-        ct.load(path)
-    (path / "model.json").write_text(json.dumps({k: v for k, v in header.items() if k != "recipes"}))
-    with pytest.raises(ModelFormatError, match="not a complete model"):
-        ct.load(path)
-    (path / "model.json").write_text(json.dumps(header | {"method": "os.system"}))
-    with pytest.raises(ConfigError, match="no method 'os.system'"):
-        ct.load(path)
-    (path / "model.json").write_text(json.dumps(header))
-    (path / "arrays.safetensors").write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(ModelFormatError, match="corrupt"):
-        ct.load(path)
 
 
 def test_conditions_are_matched_and_needed_again(cells):
@@ -377,7 +288,7 @@ def test_cells_of_a_new_condition_are_translated_where_conditions_only_guided_th
 
 
 def test_conditions_that_change_nothing_are_said(cells):
-    with pytest.warns(CelltransferWarning, match="makes no use of conditions"):
+    with pytest.warns(CelltransferWarning, match="fits without conditions"):
         ct.fit(cells, train="train", anchors=10, method="ridge", conditions="condition", verdict=False)
 
 
@@ -431,88 +342,6 @@ def test_backed_files(cells, model, tmp_path):
     with pytest.raises(InputError, match="backed by a file"):
         model.translate(backed)
     np.testing.assert_allclose(model.translate(backed["rna"]).X, model.translate(cells["rna"]).X, atol=1e-4)
-
-
-def broken(cells, change):
-    cells = cells.copy()
-    change(cells)
-    return cells
-
-
-def set_value(name, value):
-    def change(cells):
-        x = cells[name].X.toarray()
-        x[3, 2] = value
-        cells[name].X = x
-
-    return change
-
-
-def strings(cells):
-    cells.mod["rna"] = AnnData(np.full(cells["rna"].shape, "a"), obs=cells["rna"].obs, var=cells["rna"].var)
-
-
-def normalised(cells):
-    cells["rna"].X = np.log1p(cells["rna"].X.toarray() / 3)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (set_value("rna", np.nan), CountsError, "rna"),
-        (set_value("atac", -1), CountsError, "atac"),
-        (strings, InputError, "rna"),
-    ],
-)
-def test_unusable_matrices_name_the_modality(cells, change, error, message):
-    with pytest.raises(error, match=message):
-        ct.fit(broken(cells, change), train=None, anchors=20, method="ridge", recipes={"rna": "rna", "atac": "atac"})
-
-
-def test_normalised_values_where_counts_are_needed(cells):
-    data = broken(cells, normalised)
-    with pytest.raises(CountsError, match="rna"):
-        ct.fit(data, anchors=20, method="ridge", recipes={"rna": "rna"})
-    with pytest.warns(CelltransferWarning, match="suggested 'rna', but"):
-        model = ct.fit(data, anchors=20, method="ridge", verdict=False)
-    assert model.recipes["rna"].kind == "none"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"source": "gex"}, ModalityError, "no modality 'gex'"),
-        ({"method": "magic"}, ConfigError, "no method 'magic'"),
-        ({"method": "ridge", "ancors": 10}, ConfigError, "no option 'ancors'"),
-        ({"recipes": {"protein": "protein"}}, ModalityError, "does not have"),
-        ({"recipes": {"rna": "proteome"}}, ConfigError, "no recipe 'proteome'"),
-        ({"train": "nowhere"}, ConditionError, "no column 'nowhere'"),
-        ({"anchors": 0, "method": "ridge"}, AnchorError, "needs 1 or more anchors"),
-        ({"seed": -1}, ConfigError, "seed=-1"),
-        ({"seed": "a"}, ConfigError, "whole number"),
-        ({"conditions": 5}, ConditionError, "conditions=5"),
-        ({"recipes": "rna"}, ConfigError, "expected a mapping"),
-        ({"train": 0.8}, InputError, "train= is a float"),
-        ({"anchors": {"a": "b"}}, AnchorError, "is a dict"),
-        ({"method": ct.translators.get("ridge")}, ConfigError, "is a class"),
-        ({"conditions": "nowhere"}, ConditionError, "no column 'nowhere'"),
-    ],
-)
-def test_wrong_arguments(cells, arguments, error, message):
-    with pytest.raises(error, match=message):
-        ct.fit(cells, **arguments)
-
-
-def test_not_a_mudata(cells):
-    with pytest.raises(InputError, match="Expected a MuData"):
-        ct.fit(cells["rna"])
-
-
-def test_translating_needs_the_source(cells, model):
-    with pytest.raises(ModalityError, match="'rna', which the MuData lacks"):
-        model.translate(MuData({"atac": cells["atac"].copy()}))
-    with pytest.raises(InputError, match="did not write"):
-        model.translate(cells, key_added="rna")
 
 
 def test_anchors_outside_train(cells):

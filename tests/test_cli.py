@@ -226,7 +226,8 @@ def test_strict_exits_with_3_after_writing(data, saved, tmp_path):
     assert files(tmp_path / "m") == ["arrays.safetensors", "model.json"]
     run("evaluate", data, "--model", tmp_path / "m", "--strict", code=3)
     run("evaluate", data, "--model", saved, "--strict")
-    assert run("fit", data, "--model", tmp_path / "m2", *args).stderr == ""
+    # Without --strict the warning stands alone.
+    assert run("fit", data, "--model", tmp_path / "m2", *args).stderr.startswith("warning: the verdict is ambiguous.")
 
 
 def test_an_existing_model_is_replaced_only_on_demand(data, saved, monkeypatch):
@@ -274,7 +275,7 @@ def test_unreadable_files(full, saved, tmp_path):
     full.copy().write_h5mu(cut)
     cut.write_bytes(cut.read_bytes()[:5000])
     for path in (text, h5ad, cut):
-        assert f"{path} cannot be read as a MuData" in fails(
+        assert f"{path} {'holds an AnnData' if path == h5ad else 'cannot be read as a MuData'}" in fails(
             "translate", path, "--model", saved, "--out", tmp_path / "o.h5mu"
         )
     assert files(tmp_path) == ["cut.h5mu", "one.h5ad", "text.h5mu"]

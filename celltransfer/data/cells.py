@@ -44,7 +44,9 @@ def choose_modalities(mdata: MuData, source: str | None, target: str | None) -> 
     # Earlier translations stay in the MuData; they are not what is meant by "the two modalities".
     measured = [name for name in names if "celltransfer" not in mdata.mod[name].uns]
     if len(measured) != 2 and (source is None or target is None):
-        raise ModalityError(f"The MuData has {len(measured)} modalities ({', '.join(measured)}): say source= and target=.")
+        raise ModalityError(
+            f"The MuData has {len(measured)} modalities ({', '.join(measured)}): say source= and target=."
+        )
     if source is None:
         source = next(name for name in measured if name != target)
     if target is None:
@@ -172,7 +174,7 @@ def read_flags(column: pd.Series) -> np.ndarray | None:
 
 
 def condition_labels(mdata: MuData, modality: str, keys: Sequence[str]) -> np.ndarray:
-    """One label per cell of `modality`: the values of `keys` joined by ``|`` (``\\|`` inside a value), shape (n,), str."""
+    r"""One label per cell: the values of `keys` joined by ``|`` (``\|`` inside a value), shape (n,), str."""
     parts = []
     for key in keys:
         column = obs_column(mdata, modality, key)

@@ -43,7 +43,7 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         raise WriteError(f"{target} exists and is no celltransfer model; it is not overwritten.")
     others = sorted({entry.name for entry in target.iterdir()} - {HEADER, ARRAYS})
     if others:
-        raise WriteError(f"{target} holds files that are not the model's, such as {others[0]!r}; it is not overwritten.")
+        raise WriteError(f"{target} holds other files, such as {others[0]!r}; it is not overwritten.")
 
 
 def read_model(path: str | Path, newest: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -106,8 +106,8 @@ class Slot:
             )
         if len(missing) == len(want):
             raise FeatureError(
-                f"`{self}` has none of the {len(want)} features this recipe was fitted on: it has {str(have[0])!r}, the "
-                f"recipe knows {str(want[0])!r}. Rename the features (symbols against Ensembl ids?)."
+                f"`{self}` has none of the {len(want)} features this recipe was fitted on: it has {str(have[0])!r}, "
+                f"the recipe knows {str(want[0])!r}. Rename the features (symbols against Ensembl ids?)."
             )
         if len(missing) > MANY_MISSING * len(want):
             warnings.warn(

@@ -91,7 +91,9 @@ def test_unusable_training_columns(mdata):
         cells.select_cells(mdata, "rna", np.array([True]))
 
 
-@pytest.mark.parametrize("values", [[1, 1, 0, 1], [1.0, 1.0, 0.0, 1.0], ["True", "true", "False", "TRUE"], [True, True, None, True]])
+@pytest.mark.parametrize(
+    "values", [[1, 1, 0, 1], [1.0, 1.0, 0.0, 1.0], ["True", "true", "False", "TRUE"], [True, True, None, True]]
+)
 def test_flags_of_any_spelling(mdata, values):
     mdata["rna"].obs["use"] = values
     assert cells.select_cells(mdata, "rna", "use").tolist() == [True, True, False, True]

@@ -63,7 +63,8 @@ def test_a_translation_with_nan_has_failed():
 @pytest.mark.parametrize("k", [10, 50])
 def test_ranks_of_a_map_without_information_average_one_half(k):
     means = [
-        held_out_ranks(linear_pair(k, seed=s), refit_with("chance"), np.random.default_rng(s))[:, 0].mean() for s in range(20)
+        held_out_ranks(linear_pair(k, seed=s), refit_with("chance"), np.random.default_rng(s))[:, 0].mean()
+        for s in range(20)
     ]
     assert abs(np.mean(means) - 0.5) < 4 * 0.29 / np.sqrt(20 * k)
 
