@@ -102,8 +102,8 @@ def check_real_barcodes(mdata: MuData, source: str, target: str, argument: str =
         if np.mean(numbers) > MOSTLY:
             raise AnchorError(
                 f"The barcodes of mdata[{name!r}] are row numbers such as {names[0]!r}, so that unrelated cells of "
-                f"{source!r} and {target!r} would count as co-assayed. Set real barcodes, or pass {argument}= as a table "
-                "of (source_id, target_id)."
+                f"{source!r} and {target!r} would count as co-assayed. Set real barcodes, or pass {argument}= as a "
+                "table of (source_id, target_id)."
             )
 
 
@@ -148,7 +148,7 @@ def _listed(cells: object) -> Sequence[str]:
     if isinstance(cells, list | tuple | set):
         return tuple(cells)
     raise InputError(
-        f"train= is a {type(cells).__name__}; expected an obs column, a boolean mask over mdata.obs, or a list of barcodes."
+        f"train= is a {type(cells).__name__}; expected an obs column, a boolean mask over mdata.obs, or barcodes."
     )
 
 
@@ -165,7 +165,7 @@ def _flags(column: pd.Series, key: str, modality: str) -> np.ndarray:
 
 
 def read_flags(column: pd.Series) -> np.ndarray | None:
-    """A column as booleans, missing values as ``False``: booleans, 0 and 1, or their words; ``None`` if it is neither."""
+    """A column as booleans, missing as ``False``: booleans, 0 and 1, or their words; ``None`` if it is neither."""
     words = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
     known = column.astype("string").str.lower().map(words)
     if known[column.notna().to_numpy()].isna().any() or column.isna().all():
