@@ -117,6 +117,8 @@ def fit(
     clock = Clock(trainer.max_seconds)
     cells.check_mudata(mdata)
     _check_arguments(seed, conditions, recipes)
+    if trainer is not None and not isinstance(trainer, Trainer):
+        raise ConfigError(f"trainer={trainer!r}; expected a celltransfer.train.Trainer.")
     translator = _translator(method, options)
     named = source, target
     source, target = cells.choose_modalities(mdata, source, target)

@@ -60,7 +60,3 @@ class CelltransferWarning(UserWarning):
 
 class VerdictWarning(CelltransferWarning):
     """The fit ended, and its evidence says that the translation should not be believed."""
-
-
-class ConvergenceWarning(CelltransferWarning):
-    """Training stopped before it converged."""

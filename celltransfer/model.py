@@ -24,7 +24,7 @@ from celltransfer.errors import (
     VerdictWarning,
 )
 from celltransfer.pp import Recipe
-from celltransfer.train.outcome import FitResult, Verdict
+from celltransfer.train.outcome import FitResult, Status, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -100,12 +100,16 @@ class TransferModel:
 
     def __repr__(self) -> str:
         result = self.result_
-        return (
+        ended = "" if result.status in (Status.SOLVED, Status.CONVERGED) else f". {result.advice}"
+        lines = [
             f"TransferModel({self.source} -> {self.target}, method={self.method!r}, {result.n_source} source and "
-            f"{result.n_target} target cells, {result.n_anchors} anchors)\n"
-            f"  status:  {result.status.value} after {result.seconds:.1f} s\n"
-            f"  verdict: {self.verdict_.level}. {' '.join(self.verdict_.reasons)}"
-        )
+            f"{result.n_target} target cells, {result.n_anchors} anchors)",
+            f"  recipes: {', '.join(f'{name} {recipe!r}' for name, recipe in self.recipes.items())}",
+            f"  status:  {result.status.value} after {result.seconds:.1f} s{ended}",
+            *(f"  note:    {note}" for note in result.notes),
+            f"  verdict: {self.verdict_.level}. {' '.join(self.verdict_.reasons)}",
+        ]
+        return "\n".join(lines)
 
     def remember_training(self, training_cells: dict[str, pd.Index], reference: Matrix, seed: int) -> None:
         """Keep the barcodes of the training cells and a sample of target cells (features, not counts)."""
@@ -300,6 +304,7 @@ class TransferModel:
             "status": result.status.value,
             "verdict": self.verdict_.level,
             "reasons": " ".join(self.verdict_.reasons),
+            "notes": " ".join(result.notes),
             "evidence": dict(self.verdict_.evidence),
             "versions": dict(result.versions),
         }

@@ -36,6 +36,8 @@ MAX_CELLS = 3000
 MIN_TRAINING_SHARE = 0.95
 # The ceiling needs pairs to learn from; with fewer it would be no ceiling.
 MIN_CEILING_PAIRS = 50
+# A ceiling this close to chance gives no scale to measure against.
+NO_CEILING = 0.45
 TRANSLATION = "translation"
 _NAMES = {
     "chance": "chance",
@@ -106,7 +108,7 @@ class Report:
         if not self.table.empty:
             sample = f" (a random sample of {about['n_known']})" if about["n_cells"] < about["n_known"] else ""
             lines += [f"Scored on {about['n_cells']} {about['cells']}{sample}.", self._compare(), self._beaten_by()]
-        return lines + self.notes
+        return [*lines, *self.notes]
 
     def _compare(self) -> str:
         scores = dict(zip(self.table, self.table.loc[[TRANSLATION]].to_numpy(dtype=float)[0], strict=True))
@@ -119,13 +121,7 @@ class Report:
         )
         ceiling = _NAMES["reference"]
         if ceiling in self.table.index:
-            best = float(self.table["foscttm"][ceiling])
-            share = reference_share(scores["foscttm"], 0.5, best)
-            text += (
-                f"; {share:.0%} of the way from chance to the ceiling ({best:.3f})"
-                if share > 0
-                else "; not better than chance"
-            )
+            text += _against_ceiling(scores["foscttm"], float(self.table["foscttm"][ceiling]))
         return f"{text}."
 
     def _beaten_by(self) -> str:
@@ -200,6 +196,18 @@ class Report:
         return f"<p>{'<br>'.join(lines)}</p>{table}"
 
 
+def _against_ceiling(foscttm: float, ceiling: float) -> str:
+    """How far a FOSCTTM has come from chance to the ceiling, in words where a share would mislead."""
+    if ceiling > NO_CEILING:
+        return f"; the ceiling itself is at {ceiling:.3f}: hardly anything can be translated between these modalities"
+    share = reference_share(foscttm, 0.5, ceiling)
+    if share <= 0:
+        return "; not better than chance"
+    if share > 1:
+        return f"; better than the ceiling ({ceiling:.3f}), which too few pairs may have set too low"
+    return f"; {share:.0%} of the way from chance to the ceiling ({ceiling:.3f})"
+
+
 def report(
     model: TransferModel,
     mdata: MuData,
@@ -262,10 +270,10 @@ def report(
             f"Only {len(scored)} co-assayed cells were no anchors, and {MIN_CELLS} are needed for a score: the verdict "
             "is all that is known about this translation."
         )
-        return Report(pd.DataFrame(), {}, about, model.verdict_, [note])
+        return Report(pd.DataFrame(), {}, about, model.verdict_, [*model.result_.notes, note])
     about["n_cells"] = len(scored)
     task, notes = _task(model, mdata, rows, scored, labels)
-    return Report(*_scores(task, model, mdata, seed), about, model.verdict_, notes)
+    return Report(*_scores(task, model, mdata, seed), about, model.verdict_, [*model.result_.notes, *notes])
 
 
 def _known_pairs(mdata: MuData, model: TransferModel, pairs: pd.DataFrame | None) -> np.ndarray:

@@ -360,3 +360,12 @@ def test_different_barcodes_through_a_table(full):
     by_table = ct.fit(apart, train="train", anchors=table, method="ridge", verdict=False)
     by_name = ct.fit(cells, train="train", anchors=list(both), method="ridge", verdict=False)
     np.testing.assert_array_equal(by_table.latent(cells["rna"]), by_name.latent(cells["rna"]))
+
+
+def test_a_fit_that_fell_back_to_ridge_says_so(cells):
+    """The default method returns ridge where matching does not help; nobody should have to find that out."""
+    model = ct.fit(cells, train="train", anchors=40, seed=0, trainer=ct.train.Trainer(max_steps=2))
+    assert model.result_.status.value == "solved"
+    assert "this is the ridge solution" in repr(model)
+    assert "this is the ridge solution" in ct.report(model, cells).to_markdown()
+    assert "this is the ridge solution" in model.provenance()["notes"]

@@ -99,6 +99,21 @@ class Trainer:
     checkpoint_every: int | None = None
     resume: bool = False
 
+    def __post_init__(self) -> None:
+        for name, smallest, whole in (
+            ("max_steps", 0, True),
+            ("max_seconds", 0, False),
+            ("batch_size", 1, True),
+            ("patience", 0, False),
+            ("check_every", 1, True),
+            ("checkpoint_every", 1, True),
+        ):
+            value = getattr(self, name)
+            kind: Any = int if whole else (int, float)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kind) or value < smallest):
+                wanted = "a whole number" if whole else "a number"
+                raise ConfigError(f"Trainer({name}={value!r}); expected {wanted} of at least {smallest}, or None.")
+
     def with_defaults(self, **defaults: Any) -> Trainer:
         """The same with fields that are ``None`` taken from `defaults`."""
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}

@@ -77,6 +77,8 @@ class FitResult:
         Cells and anchor pairs that training saw.
     versions
         Versions of the packages that matter.
+    notes
+        What the method decided on the way and the user should know, one sentence each.
     verdict
         Whether to believe the fit; ``None`` until the diagnostics ran.
     """
@@ -91,6 +93,7 @@ class FitResult:
     n_target: int = 0
     n_anchors: int = 0
     versions: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     verdict: Verdict | None = None
 
     @property

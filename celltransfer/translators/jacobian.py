@@ -178,6 +178,11 @@ class JacobianSparse(TrainedTranslator):
             result = super()._fit(pair, seed=seed, trainer=replace(_unsaved(trainer), max_steps=0))
             result.status = Status.SOLVED
         result.history |= {"guard": [(0, gain)], "guard_error": [(0, error)]}
+        if gain <= error:
+            result.notes.append(
+                f"Matching did not place left-out anchors better than ridge on the anchors does (gain {gain:.3f} +- "
+                f"{error:.3f} in rank), so this is the ridge solution."
+            )
         result.seconds = clock.elapsed()
         return result
 

@@ -270,3 +270,19 @@ def test_a_clock_divides_the_time_that_is_left():
     assert Clock(0.0).left() == 0
     assert Clock(None).left() == math.inf
     assert Clock(None).share(3) is None
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_steps": -1},
+        {"max_steps": 1.5},
+        {"batch_size": 0},
+        {"max_seconds": "10"},
+        {"check_every": 0},
+        {"max_steps": True},
+    ],
+)
+def test_limits_that_make_no_sense(limits):
+    with pytest.raises(ConfigError, match=next(iter(limits))):
+        Trainer(**limits)
