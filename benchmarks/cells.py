@@ -26,17 +26,16 @@ from celltransfer.metrics import protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# source, target and what the protocol needs to know; scgem is too small to hold cells out.
+# Dataset, source, target and what the protocol needs to know; scgem is too small to hold cells out.
+_TIME = {"labels": "treatment_time"}
+_TINY = {"labels": "cell_type", "regime": "shared", "transductive": True, "n_components": 5}
 DATASETS = {
-    "pbmc10k_cite": ("rna", "protein", {"labels": "cell_type"}),
-    "a549_scicar": ("rna", "atac", {"labels": "treatment_time"}),
-    "a549_scicar_peaks": ("rna", "atac", {"labels": "treatment_time"}),
-    "snare_cortex": ("rna", "atac", {"labels": "cell_type"}),
-    "scgem": (
-        "rna",
-        "methylation",
-        {"labels": "cell_type", "regime": "shared", "transductive": True, "n_components": 5},
-    ),
+    "pbmc10k_cite": ("pbmc10k_cite", "rna", "protein", {"labels": "cell_type"}),
+    "a549_scicar": ("a549_scicar", "rna", "atac", _TIME),
+    "a549_scicar+time": ("a549_scicar", "rna", "atac", _TIME | {"condition": "treatment_time"}),
+    "a549_scicar_peaks": ("a549_scicar_peaks", "rna", "atac", _TIME),
+    "snare_cortex": ("snare_cortex", "rna", "atac", {"labels": "cell_type"}),
+    "scgem": ("scgem", "rna", "methylation", _TINY),
 }
 METHODS = ["jacobian", "ridge", "pls", "fgw"]
 SCORES = [
@@ -81,7 +80,7 @@ def score_all(arguments: argparse.Namespace) -> None:
     done = pd.read_csv(arguments.out) if arguments.out.exists() else pd.DataFrame(columns=KEY)
     known = set(done[KEY].itertuples(index=False, name=None))
     for name in arguments.datasets:
-        mdata = ct.datasets.load(name)
+        mdata = ct.datasets.load(DATASETS[name][0])
         for seed in arguments.seeds:
             for k in arguments.anchors:
                 wanted = [m for m in arguments.methods if (name, arguments.part, k, seed, m) not in known]
@@ -93,7 +92,7 @@ def score_all(arguments: argparse.Namespace) -> None:
 def score_task(mdata, name: str, part: str, k: int, seed: int, methods: list[str], controls: bool) -> Iterator[dict]:
     if not methods and not controls:
         return
-    source, target, options = DATASETS[name]
+    _, source, target, options = DATASETS[name]
     task = protocol.make_task(mdata, source, target, n_anchors=k, seed=seed, part=part, **options)
     about = {"dataset": name, "part": part, "k": k, "seed": seed, "n": task.truth.n_obs}
     if controls:
@@ -103,7 +102,15 @@ def score_task(mdata, name: str, part: str, k: int, seed: int, methods: list[str
         if ct.translators.get(method).min_anchors > k:
             continue
         start = time.perf_counter()
-        model = ct.fit(task.mdata, source=source, target=target, anchors=task.anchors, method=method, seed=seed)
+        model = ct.fit(
+            task.mdata,
+            source=source,
+            target=target,
+            anchors=task.anchors,
+            method=method,
+            conditions=task.condition,
+            seed=seed,
+        )
         fitted = time.perf_counter()
         scores = protocol.score(task, model.translate_cells(task.source_test), spearman=False)
         evidence = model.verdict_.evidence
@@ -151,6 +158,7 @@ def print_table(results: pd.DataFrame, score: str) -> None:
         print(f"\n**{name}** ({rows['part'].iloc[0]}, {int(rows['n'].max())} cells, {n_seeds} seeds): {score}\n")
         cells = rows.groupby(["method", "k"], sort=False)[score].agg(["mean", "std"])
         wide = cells.apply(lambda c: f"{c['mean']:.3f} ± {c['std']:.3f}", axis=1).unstack("k").fillna("")
+        wide = wide[sorted(wide.columns)]
         print("| method | " + " | ".join(f"k = {k}" for k in wide.columns) + " |")
         print("|---|" + "---:|" * wide.shape[1])
         for method, values in wide.iterrows():

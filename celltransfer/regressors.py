@@ -91,7 +91,7 @@ def mlp(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Fitted:
     return Fitted(lambda new: np.asarray(network.predict(new)).reshape(len(new), -1), np.inf)
 
 
-def best_scaling(fit: Regressor, x: np.ndarray, y: np.ndarray, scale: np.ndarray) -> Fitted:
+def best_scaling(fit: Regressor, x: np.ndarray, y: np.ndarray, scale: np.ndarray, *, own_centre: bool = True) -> Fitted:
     """Fit on features of natural scale, whitened, and halfway, and keep the one with the lowest error.
 
     A penalty shared by all features makes their scales matter: the natural one trusts leading components more, and
@@ -106,9 +106,11 @@ def best_scaling(fit: Regressor, x: np.ndarray, y: np.ndarray, scale: np.ndarray
         Whitened source features, shape (n, d), and targets, shape (n, D).
     scale
         Standard deviation of the features before they were whitened, shape (d,).
+    own_centre
+        Whether the mean of the pairs may be the centre; not where rows carry weights.
     """
     centres = [(np.zeros(x.shape[1]), np.zeros(y.shape[1]))]
-    if len(x) >= 3:
+    if own_centre and len(x) >= 3:
         centres.append((x.mean(axis=0), y.mean(axis=0)))
     fits = []
     for power in (1.0, 0.5, 0.0):
@@ -126,7 +128,9 @@ def best_scaling(fit: Regressor, x: np.ndarray, y: np.ndarray, scale: np.ndarray
     return _linear(coefficients, fitted.error, centre_y - centre_x @ coefficients)
 
 
-def linear_map(fit: Regressor, x: np.ndarray, y: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def linear_map(
+    fit: Regressor, x: np.ndarray, y: np.ndarray, scale: np.ndarray, *, own_centre: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients, shape (d, D), and intercept, shape (D,), of `fit` in the best scaling and centre.
 
     Parameters
@@ -137,13 +141,16 @@ def linear_map(fit: Regressor, x: np.ndarray, y: np.ndarray, scale: np.ndarray) 
         Pairs, centred by all cells of their modality, shapes (k, d) and (k, D).
     scale
         Standard deviation of the features over all source cells, shape (d,); features that do not vary get none.
+    own_centre
+        As in `best_scaling`.
     """
     varies = scale > 1e-12
     weight = np.zeros((x.shape[1], y.shape[1]))
     if not varies.any():
         return weight, np.zeros(y.shape[1])
     own = scale[varies]
-    fitted = best_scaling(fit, x[:, varies].astype(np.float64) / own, y.astype(np.float64), own)
+    whitened = x[:, varies].astype(np.float64) / own
+    fitted = best_scaling(fit, whitened, y.astype(np.float64), own, own_centre=own_centre)
     assert fitted.coefficients is not None
     weight[varies] = fitted.coefficients / own[:, None]
     return weight, np.broadcast_to(fitted.intercept, (y.shape[1],)).astype(np.float64)

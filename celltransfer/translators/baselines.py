@@ -77,6 +77,35 @@ def anchor_map(fit: Regressor, pair: ModalityPair) -> tuple[np.ndarray, np.ndarr
     return weight, mean_y + intercept - mean_x @ weight
 
 
+def anchor_and_condition_map(pair: ModalityPair) -> tuple[np.ndarray, np.ndarray]:
+    """Ridge on the anchors and, where conditions are known, on the means of the conditions: (d, D) and (D,).
+
+    The mean source cell and the mean target cell of a condition are partners that need no pairing. As means of many
+    cells they are much less noisy than an anchor, and weigh as much: 1 / (1 / n_x + 1 / n_y) anchors. The centre is
+    the mean over conditions, so that their shares may differ between the modalities.
+    """
+    shared = several_conditions(pair)
+    if not shared:
+        return anchor_map(ridge, pair)
+    sides = ((pair.x, pair.condition_x), (pair.y, pair.condition_y))
+    rows = [[np.flatnonzero(codes == code) for code in shared] for _, codes in sides]
+    means = [np.stack([column_means(m[r]) for r in own]) for (m, _), own in zip(sides, rows, strict=True)]
+    weight = np.sqrt([1 / (1 / len(a) + 1 / len(b)) for a, b in zip(*rows, strict=True)])[:, None]
+    (centre_x, centre_y) = (own.mean(axis=0) for own in means)
+    x = np.vstack([pair.anchor_x - centre_x, weight * (means[0] - centre_x)])
+    y = np.vstack([pair.anchor_y - centre_y, weight * (means[1] - centre_y)])
+    coefficients, _ = linear_map(ridge, x, y, column_sds(pair.x), own_centre=False)
+    return coefficients, centre_y - centre_x @ coefficients
+
+
+def several_conditions(pair: ModalityPair) -> list[int]:
+    """Codes of the conditions that both modalities have; none where there is only one to tell apart."""
+    if pair.condition_x is None or pair.condition_y is None:
+        return []
+    shared = np.intersect1d(pair.condition_x, pair.condition_y)
+    return [int(code) for code in shared] if len(shared) > 1 else []
+
+
 class _OnAnchors(_Linear):
     """A linear map learned from the anchors alone."""
 

@@ -20,12 +20,11 @@ from celltransfer.losses.discrepancy import energy_distance
 from celltransfer.losses.jacobian import exact_l1, linear_proximal_step, probe_l1
 from celltransfer.nn.blocks import MLP, Discriminator, Residual, update_average
 from celltransfer.pp.transforms import moments
-from celltransfer.regressors import ridge
 from celltransfer.train.loop import Trainer
 from celltransfer.train.outcome import FitResult, Status
 from celltransfer.train.stopping import Clock
 from celltransfer.translators.base import register
-from celltransfer.translators.baselines import anchor_map, column_means
+from celltransfer.translators.baselines import anchor_and_condition_map, column_means, several_conditions
 from celltransfer.translators.trained import TrainedTranslator
 
 if TYPE_CHECKING:
@@ -84,8 +83,8 @@ class JacobianSparse(TrainedTranslator):
 
     Features are centred and divided by one number per modality, so that weights mean the same for all data; the
     relative scales of features are kept. Every term is a mean over output features. With ``init="ridge"`` the linear
-    part starts at the ridge solution of the anchors (leave-one-out penalty), which the matching then refines. After
-    training the moving average of f translates.
+    part starts at the ridge solution of the anchors and the means of the conditions, which the matching then refines.
+    After training the moving average of f translates.
 
     The state returned is the one with the lowest monitor: energy distance between f(x) and y on cells held out of
     the matching, within conditions where they are given. That distance cannot tell the right map from a wrong one
@@ -180,7 +179,7 @@ class JacobianSparse(TrainedTranslator):
         result.history |= {"guard": [(0, gain)], "guard_error": [(0, error)]}
         if gain <= error:
             result.notes.append(
-                f"Matching did not place left-out anchors better than ridge on the anchors does (gain {gain:.3f} +- "
+                f"Matching did not place left-out anchors better than the ridge start does (gain {gain:.3f} +- "
                 f"{error:.3f} in rank), so this is the ridge solution."
             )
         result.seconds = clock.elapsed()
@@ -311,7 +310,8 @@ class JacobianSparse(TrainedTranslator):
         return partner_ranks(trial.translate(pair.x[x]), pair.y, y)
 
     def _ridge_start(self, pair: ModalityPair) -> bool:
-        return self.init == "ridge" and self.map != "mlp" and pair.n_anchors > 0
+        known = pair.n_anchors > 0 or bool(several_conditions(pair))
+        return self.init == "ridge" and self.map != "mlp" and known
 
     def _map(self, n_in: int, n_out: int) -> nn.Module:
         if self.map == "residual":
@@ -334,7 +334,7 @@ class JacobianSparse(TrainedTranslator):
     def _start_at_ridge(self, pair: ModalityPair) -> None:
         net = self.module_
         scale_x, scale_y = (float(s) for s in net.scale)
-        weight, offset = anchor_map(ridge, pair)
+        weight, offset = anchor_and_condition_map(pair)
         mean_x, mean_y = (mean.double().numpy() for mean in (net.mean_x, net.mean_y))
         bias = (offset + mean_x @ weight - mean_y) / scale_y
         for f in (net.f, net.average):

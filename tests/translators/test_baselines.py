@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
+from celltransfer.data.pair import ModalityPair
 from celltransfer.errors import ConditionError
+from celltransfer.regressors import ridge
 from celltransfer.translators import make
+from celltransfer.translators.baselines import anchor_and_condition_map, anchor_map
 
 
 def paired(n, seed=0, d=5, out=4, noise=0.1):
@@ -92,3 +95,22 @@ def test_different_mixtures_of_cells_do_not_shift_the_translation(method, k):
     x[:k], y[:k] = pairs, pairs @ truth
     error = np.square(make(method).fit(x, y, every(k)).translate(test) - test @ truth).mean()
     assert error < 0.1 * (test @ truth).var(axis=0).mean()
+
+
+def test_condition_means_are_partners_that_need_no_pairing():
+    """Three conditions in other shares on each side, no anchor: their means give the direction between them."""
+    rng = np.random.default_rng(0)
+    truth, centres = rng.normal(size=(6, 4)), 3 * rng.normal(size=(3, 6))
+    codes_x, codes_y = rng.choice(3, 900, p=[0.6, 0.3, 0.1]), rng.choice(3, 900, p=[0.1, 0.3, 0.6])
+    x = centres[codes_x] + rng.normal(size=(900, 6))
+    y = (centres[codes_y] + rng.normal(size=(900, 6))) @ truth + 5
+    pair = ModalityPair(x, y, condition_x=codes_x, condition_y=codes_y, conditions=("a", "b", "c"))
+    weight, offset = anchor_and_condition_map(pair)
+    np.testing.assert_allclose(centres @ weight + offset, centres @ truth + 5, atol=0.5)
+
+
+def test_without_conditions_the_start_is_ridge_on_the_anchors():
+    x, y = paired(100)
+    pair = ModalityPair(x, y, every(9))
+    for a, b in zip(anchor_and_condition_map(pair), anchor_map(ridge, pair), strict=True):
+        np.testing.assert_array_equal(a, b)
