@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import celltransfer as ct
 import pytest
-from celltransfer.datasets.assemble import no_pull
+from celltransfer.data.writeback import no_pull
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,3 +47,21 @@ def simulated(_simulated: MuData) -> MuData:
     """400 simulated cells with RNA and ATAC, all co-assayed; a fresh copy for each test."""
     with no_pull():
         return _simulated.copy()
+
+
+@pytest.fixture(scope="session")
+def full() -> MuData:
+    """600 simulated cells with few features, all co-assayed; not to be changed."""
+    return ct.datasets.simulate(n_obs=600, n_genes=60, n_peaks=90, seed=0)
+
+
+@pytest.fixture
+def cells(full: MuData) -> MuData:
+    """`full` unpaired: different training cells for each modality, and 150 anchors; a fresh one for each test."""
+    return ct.datasets.unpair(full, 150, seed=0)
+
+
+@pytest.fixture(scope="session")
+def model(full: MuData) -> ct.TransferModel:
+    """A good translation of `cells`; not to be changed."""
+    return ct.fit(ct.datasets.unpair(full, 150, seed=0), train="train", method="ridge", verdict=False)

@@ -28,21 +28,6 @@ from mudata import MuData
 pytestmark = pytest.mark.filterwarnings("ignore::celltransfer.errors.VerdictWarning")
 
 
-@pytest.fixture(scope="module")
-def full():
-    return ct.datasets.simulate(n_obs=600, n_genes=60, n_peaks=90, seed=0)
-
-
-@pytest.fixture
-def cells(full):
-    return unpair(full, 150, seed=0)
-
-
-@pytest.fixture(scope="module")
-def model(full):
-    return ct.fit(unpair(full, 150, seed=0), train="train", method="ridge", verdict=False)
-
-
 def snapshot(mdata):
     """Everything in a MuData, deep, so that any change shows."""
     return copy.deepcopy(

@@ -4,7 +4,6 @@ import celltransfer as ct
 import numpy as np
 import pytest
 from anndata import AnnData
-from celltransfer.datasets.unpairing import unpair
 from celltransfer.errors import (
     AnchorError,
     CelltransferWarning,
@@ -17,21 +16,6 @@ from celltransfer.errors import (
 from mudata import MuData
 
 pytestmark = pytest.mark.filterwarnings("ignore::celltransfer.errors.VerdictWarning")
-
-
-@pytest.fixture(scope="module")
-def full():
-    return ct.datasets.simulate(n_obs=600, n_genes=60, n_peaks=90, seed=0)
-
-
-@pytest.fixture
-def cells(full):
-    return unpair(full, 150, seed=0)
-
-
-@pytest.fixture(scope="module")
-def model(full):
-    return ct.fit(unpair(full, 150, seed=0), train="train", method="ridge", verdict=False)
 
 
 def broken(cells, change):

@@ -6,7 +6,6 @@ import celltransfer as ct
 import numpy as np
 import pandas as pd
 import pytest
-from celltransfer.datasets.unpairing import unpair
 from celltransfer.errors import (
     ConfigError,
     ModelFormatError,
@@ -16,21 +15,6 @@ from celltransfer.errors import (
 from celltransfer.model import FORMAT_VERSION
 
 pytestmark = pytest.mark.filterwarnings("ignore::celltransfer.errors.VerdictWarning")
-
-
-@pytest.fixture(scope="module")
-def full():
-    return ct.datasets.simulate(n_obs=600, n_genes=60, n_peaks=90, seed=0)
-
-
-@pytest.fixture
-def cells(full):
-    return unpair(full, 150, seed=0)
-
-
-@pytest.fixture(scope="module")
-def model(full):
-    return ct.fit(unpair(full, 150, seed=0), train="train", method="ridge", verdict=False)
 
 
 @pytest.mark.parametrize("method", ["ridge", "jacobian", "fgw"])

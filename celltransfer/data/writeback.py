@@ -6,9 +6,9 @@ import os
 import shutil
 import tempfile
 import warnings
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from celltransfer.errors import InputError, WriteError
 
@@ -41,19 +41,14 @@ def check_writable(mdata: MuData, key: str, *, copy: bool = False) -> None:
 
 def copy_of(mdata: MuData) -> MuData:
     """A copy, without mudata's warnings about feature names that earlier translations share with their target."""
-    with no_pull(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*var_names.*", category=UserWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning, module="mudata")
+    with no_pull():
         return mdata.copy()
 
 
 def add_modality(mdata: MuData, key: str, adata: AnnData) -> None:
     """Add or replace modality `key`; the other modalities and the columns of ``mdata.obs`` stay as they are."""
     mdata.mod[key] = adata
-    with no_pull(), warnings.catch_warnings(), _one_index_name(mdata):
-        # The translated modality has the target's feature names on purpose; mudata warns about shared names.
-        warnings.filterwarnings("ignore", message=".*var_names.*", category=UserWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning, module="mudata")
+    with no_pull(), _one_index_name(mdata):
         mdata.update()
 
 
@@ -73,11 +68,20 @@ def _one_index_name(mdata: MuData) -> Iterator[None]:
             getattr(mdata, axis).index.name = name
 
 
-def no_pull() -> AbstractContextManager[Any]:
-    """Keep mudata before 0.4 from copying every modality's columns into ``mdata.obs``; later versions never do."""
+@contextmanager
+def no_pull() -> Iterator[None]:
+    """Make mudata neither copy annotation nor warn about feature names that two modalities share.
+
+    mudata < 0.4 adds prefixed copies (``rna:split``) of the annotation unless told otherwise; later versions never do.
+    A translated modality has the target's feature names on purpose.
+    """
     import mudata
 
-    return mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()
+    options = mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()
+    with options, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*var_names.*", category=UserWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning, module="mudata")
+        yield
 
 
 @contextmanager
@@ -121,6 +125,5 @@ def _move(part: Path, target: Path) -> None:
 
 def write_h5mu(mdata: MuData, path: str | Path) -> None:
     """Write `mdata` to `path`, atomically."""
-    with atomic_path(path) as part, warnings.catch_warnings(), no_pull():
-        warnings.filterwarnings("ignore", message=".*var_names.*", category=UserWarning)
+    with atomic_path(path) as part, no_pull():
         mdata.write_h5mu(part)

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-import mudata
 import numpy as np
 from mudata import MuData
 from scipy import sparse
 
+from celltransfer.data.writeback import no_pull
 from celltransfer.datasets import registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     import pandas as pd
     from anndata import AnnData
-
-
-@contextmanager
-def no_pull() -> Iterator[None]:
-    """Make mudata neither copy annotation nor warn that two modalities share a feature name.
-
-    mudata < 0.4 adds prefixed copies (``rna:split``) of the annotation unless told otherwise; later versions never do.
-    """
-    options = mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()
-    with options, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="var_names are not unique", category=UserWarning)
-        yield
 
 
 def counts(matrix: Any) -> sparse.csr_matrix:

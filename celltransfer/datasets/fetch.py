@@ -170,7 +170,7 @@ def _is_intact(path: Path) -> bool:
 def _read(path: Path) -> MuData:
     import mudata
 
-    from celltransfer.datasets.assemble import no_pull
+    from celltransfer.data.writeback import no_pull
 
     with no_pull():
         return mudata.read_h5mu(path)

@@ -69,7 +69,7 @@ def _split(mdata: MuData, cells: pd.Index, seed: int) -> tuple[np.ndarray, np.nd
 def _assemble(mdata: MuData, rows: dict[str, np.ndarray], train: np.ndarray) -> MuData:
     from mudata import MuData
 
-    from celltransfer.datasets.assemble import no_pull
+    from celltransfer.data.writeback import no_pull
 
     modalities = {}
     for name, barcodes in rows.items():
