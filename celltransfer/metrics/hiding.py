@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from celltransfer.data.cells import obs_column
+from celltransfer.data.writeback import no_pull
 from celltransfer.errors import AnchorError, ConfigError, InputError
 
 Regime = Literal["disjoint", "shared"]
@@ -77,7 +78,7 @@ def hide(
 
 def _mudata(modalities: dict[str, AnnData]) -> mudata.MuData:
     """MuData with the obs columns of its modalities pulled up under their own names."""
-    with mudata.set_options(pull_on_update=False):
+    with no_pull():
         mdata = mudata.MuData(modalities)
     obs = pd.concat([adata.obs for adata in modalities.values()])
     for column in obs:
