@@ -123,7 +123,8 @@ class JacobianSparse(TrainedTranslator):
         From `GUARD_ANCHORS` anchors on, and with ``init="ridge"``: leave anchors out in folds, and match only if that
         places the left-out anchors better than ridge alone does, by more than a standard error; otherwise the fit is
         the ridge solution, with status "solved". Gain and standard error are in ``result_.history``, "guard" and
-        "guard_error".
+        "guard_error". With fewer anchors there is nothing to ask: the fit matches, unless conditions are known, whose
+        means are a start that unchecked matching tends to spoil.
     """
 
     name = "jacobian"
@@ -165,17 +166,23 @@ class JacobianSparse(TrainedTranslator):
 
     def _fit(self, pair: ModalityPair, *, seed: int, trainer: Trainer | None) -> FitResult:
         self._check()
-        if not (self.guard and self._ridge_start(pair) and pair.n_anchors >= GUARD_ANCHORS):
+        guarded, trainer = self.guard and self._ridge_start(pair), trainer or Trainer()
+        if guarded and pair.n_anchors < GUARD_ANCHORS and several_conditions(pair):
+            result = self._start_only(pair, seed, trainer)
+            result.notes.append(
+                f"With fewer than {GUARD_ANCHORS} anchors nothing tells whether matching helps, so this is ridge on "
+                "the anchors and the means of the conditions."
+            )
+            return result
+        if not guarded or pair.n_anchors < GUARD_ANCHORS:
             return super()._fit(pair, seed=seed, trainer=trainer)
-        trainer = trainer or Trainer()
         clock = Clock(trainer.max_seconds)
         gains = self._gains(pair, seed, trainer, clock)
         gain, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
         if gain > error:
             result = super()._fit(pair, seed=seed, trainer=replace(trainer, max_seconds=clock.share(1)))
         else:
-            result = super()._fit(pair, seed=seed, trainer=replace(_unsaved(trainer), max_steps=0))
-            result.status = Status.SOLVED
+            result = self._start_only(pair, seed, trainer)
         result.history |= {"guard": [(0, gain)], "guard_error": [(0, error)]}
         if gain <= error:
             result.notes.append(
@@ -183,6 +190,11 @@ class JacobianSparse(TrainedTranslator):
                 f"{error:.3f} in rank), so this is the ridge solution."
             )
         result.seconds = clock.elapsed()
+        return result
+
+    def _start_only(self, pair: ModalityPair, seed: int, trainer: Trainer) -> FitResult:
+        result = super()._fit(pair, seed=seed, trainer=replace(_unsaved(trainer), max_steps=0))
+        result.status = Status.SOLVED
         return result
 
     def build(self) -> _Networks:

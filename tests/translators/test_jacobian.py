@@ -215,3 +215,16 @@ def test_moving_to_a_device():
 def test_wrong_options_are_named():
     with pytest.raises(ConfigError, match="map='cubic'"):
         make("jacobian", map="cubic").fit(np.ones((5, 2)), np.ones((5, 2)))
+
+
+@pytest.mark.parametrize(("guard", "status"), [(True, "solved"), (False, "max_steps")])
+def test_few_anchors_and_conditions_keep_the_start_that_cannot_be_improved_on_evidence(guard, status):
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 3, 200)
+    x, y = rng.normal(size=(200, 4)) + codes[:, None], rng.normal(size=(200, 3)) - codes[:, None]
+    f = make("jacobian", guard=guard).fit(x, y, condition_x=codes, condition_y=codes, trainer=TRAINER)
+    assert f.result_.status.value == status
+    assert bool(f.result_.notes) == guard
+    means = np.array([f.translate(x[codes == code]).mean(axis=0) for code in range(3)])
+    if guard:
+        np.testing.assert_allclose(means, [y[codes == code].mean(axis=0) for code in range(3)], atol=0.4)
