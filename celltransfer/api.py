@@ -117,8 +117,6 @@ def fit(
     clock = Clock(trainer.max_seconds)
     cells.check_mudata(mdata)
     _check_arguments(seed, conditions, recipes)
-    if trainer is not None and not isinstance(trainer, Trainer):
-        raise ConfigError(f"trainer={trainer!r}; expected a celltransfer.train.Trainer.")
     translator = _translator(method, options)
     named = source, target
     source, target = cells.choose_modalities(mdata, source, target)
@@ -169,6 +167,8 @@ def _check_arguments(seed: Any, conditions: Any, recipes: Any) -> None:
 
 def _trainer(trainer: Trainer | None, device: str) -> Trainer:
     """The trainer on the device that was asked for, here or there."""
+    if trainer is not None and not isinstance(trainer, Trainer):
+        raise ConfigError(f"trainer={trainer!r}; expected a celltransfer.train.Trainer.")
     trainer = trainer or Trainer()
     if device in ("auto", trainer.device):
         return trainer
@@ -224,7 +224,7 @@ def _conditions(
     lone = sorted(str(label) for label in seen[source] ^ seen[target])
     if lone:
         warnings.warn(
-            f"Conditions {', '.join(map(repr, lone[:5]))} occur in one modality only; which leaves them unmatched.",
+            f"Conditions {', '.join(map(repr, lone[:5]))} occur in one modality only, which leaves them unmatched.",
             CelltransferWarning,
             stacklevel=3,
         )

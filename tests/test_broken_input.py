@@ -74,6 +74,7 @@ def test_normalised_values_where_counts_are_needed(cells):
         ({"train": "nowhere"}, ConditionError, "no column 'nowhere'"),
         ({"anchors": 0, "method": "ridge"}, AnchorError, "needs 1 or more anchors"),
         ({"seed": -1}, ConfigError, "seed=-1"),
+        ({"trainer": {"max_steps": 3}}, ConfigError, "expected a celltransfer.train.Trainer"),
         ({"seed": "a"}, ConfigError, "whole number"),
         ({"conditions": 5}, ConditionError, "conditions=5"),
         ({"recipes": "rna"}, ConfigError, "expected a mapping"),
