@@ -304,17 +304,16 @@ def list_datasets() -> None:
 @datasets_app.command("fetch")
 def fetch_dataset(
     name: Annotated[str, typer.Argument(help="Name of the dataset.")],
-    out: Annotated[Path | None, typer.Option(help="Write it as MuData file (.h5mu).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write it there: cells as MuData (.h5mu), images as AnnData (.h5ad).")
+    ] = None,
 ) -> None:
     """Download and build a dataset; with --out write it to a file."""
     with _session():
-        from celltransfer import datasets
-        from celltransfer.data.writeback import write_h5mu
+        from celltransfer.datasets import fetch, registry
 
-        mdata = datasets.load(name)
-        if out is not None:
-            write_h5mu(mdata, out)
-        print(mdata)
+        entry = registry.get(name)
+        print(fetch.load(entry) if out is None else fetch.export(entry, out))
 
 
 def _fit(
@@ -384,8 +383,9 @@ def _table(path: Path) -> pd.DataFrame:
 
 def _direction(mdata: MuData, source: str | None, target: str | None) -> tuple[str, str]:
     """Modalities to translate between; the dataset's own where nothing is said."""
-    from celltransfer.data.cells import choose_modalities
+    from celltransfer.data.cells import check_mudata, choose_modalities
 
+    check_mudata(mdata)
     info = mdata.uns.get("celltransfer_dataset", {})
     if source is None and target is None:
         source, target = info.get("source"), info.get("target")

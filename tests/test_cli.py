@@ -170,12 +170,12 @@ def test_anchors_as_number_column_and_table(data, tmp_path):
 
 def test_recipes_options_and_conditions(data, tmp_path):
     args = ["--train", "train", "--conditions", "condition", "--anchors", "20", "--source", "rna", "--target", "atac"]
-    options = ["--recipe", "rna=rna", "--recipe", "atac=none", "-O", "weight_sparse=0.5", "--max-seconds", "1"]
+    options = ["--recipe", "rna=rna", "--recipe", "atac=none", "-O", "weight_structure=0.5", "--max-seconds", "1"]
     run("fit", data, "--model", tmp_path / "m", "--method", "jacobian", *args, *options)
     model = ct.load(tmp_path / "m")
     assert model.recipes["atac"].kind == "none"
     assert model.conditions == ("condition",)
-    assert model.translator.get_config()["weight_sparse"] == 0.5
+    assert model.translator.get_config()["weight_structure"] == 0.5
 
 
 def test_option_values_are_what_they_look_like():
@@ -298,7 +298,7 @@ def test_missing_model_and_missing_modality(full, data, saved, tmp_path):
         ["demo", "--report", "report.pdf"],
         ["fit", "no-such-file.h5mu", "--model", "m"],
         ["fit", "{data}"],
-        ["fit", "{data}", "--model", "m", "-O", "weight_sparse"],
+        ["fit", "{data}", "--model", "m", "-O", "weight_structure"],
         ["fit", "{data}", "--model", "m", "--recipe", "rna"],
         ["translate", "{data}", "--model", "m", "--out", "o.h5mu", "--on-missing", "guess"],
         ["evaluate", "{data}", "--model", "m", "--report", "report.pdf"],
@@ -341,6 +341,10 @@ def test_datasets(tmp_path):
     assert fetched.stdout.startswith("MuData object")
     assert list(mudata.read_h5mu(tmp_path / "x.h5mu").mod) == ["rna", "atac"]
     assert "nowhere" in fails("datasets", "fetch", "nowhere")
+    assert run("datasets", "fetch", "digits", "--out", tmp_path / "x.h5ad").stdout.startswith("AnnData object")
+    assert "written as .h5ad" in fails("datasets", "fetch", "digits", "--out", tmp_path / "y.h5mu")
+    assert "got AnnData" in fails("demo", "--dataset", "digits", "--out", tmp_path / "demo")
+    assert files(tmp_path) == ["x.h5ad", "x.h5mu"]
 
 
 def test_methods_and_help():

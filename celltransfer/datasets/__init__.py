@@ -1,12 +1,16 @@
-"""Co-assayed single-cell datasets with checked downloads, and simulated ones with known truth.
+"""Co-assayed single-cell datasets with checked downloads, simulated ones with known truth, and a few image sets.
 
-Every dataset is a :class:`mudata.MuData` whose labels, split and condition columns stand under the same name in
+Every set of cells is a :class:`mudata.MuData` whose labels, split and condition columns stand under the same name in
 ``mdata.obs`` and in the ``.obs`` of each modality; sparse matrices are CSR ``float32``; counts are whole numbers.
 ``mdata.uns["celltransfer_dataset"]`` says in plain strings which modalities and columns are meant:
 ``name``, ``source``, ``target``, ``labels``, ``condition``, ``split``, ``licence``, ... (empty where there is none).
 
+Every image set is an :class:`anndata.AnnData` with one row of ``uint8`` pixels for each image, row by row of the
+image: ``X`` of shape ``(n_obs, height * width)``, ``obs["label"]``, ``obs["split"]`` where one is published,
+``uns["image_shape"]`` (height, width) and ``uns["max_value"]``, the value of white.
+
 Files come from ``settings.data_mirror``, then the cache in ``settings.cache_dir``, then the network, and are
-always checked against the hash in the registry. A built dataset is cached as ``.h5mu``.
+always checked against the hash in the registry. A built set of cells is cached as ``.h5mu``.
 
 >>> import celltransfer as ct
 >>> ct.datasets.list().set_index("name").loc["a549_scicar", "modalities"]
@@ -21,9 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+    from anndata import AnnData
     from mudata import MuData
 
     from celltransfer.datasets.builders import pbmc68k_panels
+    from celltransfer.datasets.images import digits
     from celltransfer.datasets.simulation import simulate
     from celltransfer.datasets.unpairing import unpair
 
@@ -31,20 +37,25 @@ __all__ = [
     "a549_scicar",
     "a549_scicar_peaks",
     "available",
+    "digits",
+    "fashion_mnist",
     "list",
     "load",
+    "mnist",
     "pbmc10k_cite",
     "pbmc68k_panels",
     "scgem",
     "simulate",
     "snare_cortex",
     "unpair",
+    "usps",
 ]
 
 # Imported on first use: their modules need numpy, pandas and anndata.
 _LAZY = {
     "simulate": "celltransfer.datasets.simulation",
     "pbmc68k_panels": "celltransfer.datasets.builders",
+    "digits": "celltransfer.datasets.images",
     "unpair": "celltransfer.datasets.unpairing",
 }
 
@@ -54,17 +65,17 @@ def list() -> pd.DataFrame:
 
     Returns
     -------
-    Table with columns ``name``, ``title``, ``assay``, ``modalities``, ``n_obs``, ``pairing``, ``split``, ``labels``,
-    ``condition``, ``licence``, ``citation`` and ``available`` (loads without the network).
+    Table with columns ``name``, ``kind`` (cells or images), ``title``, ``assay``, ``modalities``, ``n_obs``,
+    ``pairing``, ``split``, ``labels``, ``condition``, ``licence``, ``citation`` and ``available`` (loads without the
+    network). Images have no ``assay``, ``pairing`` and ``condition``.
     """
     import pandas as pd
 
     from celltransfer.datasets.registry import entries
 
-    columns = ("name", "title", "assay", "n_obs", "pairing", "split", "labels", "condition", "licence", "citation")
-    rows = [{column: getattr(entry, column) for column in columns} for entry in entries().values()]
-    table = pd.DataFrame(rows)
-    table.insert(3, "modalities", [", ".join(entry.modalities) for entry in entries().values()])
+    columns = "name kind title assay modalities n_obs pairing split labels condition licence citation".split()
+    table = pd.DataFrame([{column: getattr(entry, column) for column in columns} for entry in entries().values()])
+    table["modalities"] = table["modalities"].map(", ".join)
     table["available"] = [available(name) for name in table["name"]]
     return table
 
@@ -82,8 +93,8 @@ def available(name: str) -> bool:
     return fetch.is_local(registry.get(name))
 
 
-def load(name: str, **kwargs: Any) -> MuData:
-    """Load a dataset by name.
+def load(name: str, **kwargs: Any) -> MuData | AnnData:
+    """Load a dataset by name: cells as MuData, images as AnnData.
 
     Parameters
     ----------
@@ -98,7 +109,7 @@ def load(name: str, **kwargs: Any) -> MuData:
         The name is unknown, or the files are neither cached, nor in the mirror, nor to be downloaded, or have a
         wrong hash.
     ConfigError
-        Arguments are passed for a dataset that takes none.
+        Arguments are passed that the dataset does not take.
     """
     from celltransfer.datasets import fetch, registry
 
@@ -174,6 +185,50 @@ def pbmc10k_cite() -> MuData:
     10x Genomics 2018, pbmc_10k_protein_v3. Counts: Gayoso et al. 2021 (totalVI). Labels: Lin et al. 2022 (scMDC).
     """
     return load("pbmc10k_cite")
+
+
+def mnist() -> AnnData:
+    """MNIST: the 10,000 official test images of handwritten digits, 28 x 28 pixels; the training images are left out.
+
+    ``obs["label"]``: the digit. The first 5,000 images are cleaner than the last 5,000: shuffle before splitting.
+
+    Licence CC BY-SA 3.0, as usually given.
+
+    References
+    ----------
+    LeCun, Bottou, Bengio & Haffner 1998, Proceedings of the IEEE 86:2278.
+    """
+    return load("mnist")
+
+
+def usps() -> AnnData:
+    """USPS: 9,298 digits from envelopes, 16 x 16 pixels.
+
+    ``obs["label"]``: the digit; ``obs["split"]``: 7,291 train, 2,007 test, as published. Upstream holds shades from 0
+    to 1, rounded here to 256 of them.
+
+    No licence is stated; research data that are widely redistributed.
+
+    References
+    ----------
+    Hull 1994, IEEE Transactions on Pattern Analysis and Machine Intelligence 16:550.
+    """
+    return load("usps")
+
+
+def fashion_mnist() -> AnnData:
+    """Fashion-MNIST: the 18,000 training shoes and all 10,000 test images of clothing, 28 x 28 pixels.
+
+    ``obs``: ``label``, ``class_name`` and ``split`` as published. Shoes are the labels 5 (sandal), 7 (sneaker) and 9
+    (ankle boot), 6,000 each for training and 1,000 each for testing; the other training images are left out.
+
+    Licence MIT.
+
+    References
+    ----------
+    Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747.
+    """
+    return load("fashion_mnist")
 
 
 def __getattr__(name: str) -> Any:

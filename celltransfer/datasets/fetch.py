@@ -1,4 +1,4 @@
-"""From a registry entry to its files and its MuData: mirror, then cache, then network, always by hash.
+"""From a registry entry to its files and its data: mirror, then cache, then network, always by hash.
 
 Nothing is ever half there: downloads and built datasets are written under another name and moved into place.
 """
@@ -6,6 +6,7 @@ Nothing is ever half there: downloads and built datasets are written under anoth
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import os
 import sys
@@ -20,6 +21,7 @@ from celltransfer.settings import settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from anndata import AnnData
     from mudata import MuData
 
     from celltransfer.datasets.registry import Entry, RemoteFile
@@ -36,28 +38,58 @@ BUILDER_VERSION = 1
 _log = logging.getLogger(__name__)
 
 
-def load(entry: Entry, **kwargs: Any) -> MuData:
-    """Build a dataset, or read it from the cache of built ones.
+def load(entry: Entry, **kwargs: Any) -> MuData | AnnData:
+    """Build a dataset, or read it from the cache of built ones; images are built in less time than they are read.
 
     Raises
     ------
     DatasetError
         A file can neither be found nor downloaded, or has a wrong hash.
     ConfigError
-        ``kwargs`` are given for a dataset that is not generated.
+        ``kwargs`` are given that the dataset does not take; only a generated one takes any.
     """
     module, function = entry.builder.split(":")
-    build: Callable[..., MuData] = getattr(import_module(module), function)
+    build: Callable[..., MuData | AnnData] = getattr(import_module(module), function)
     if entry.type == "generated":
-        return build(**kwargs)
+        return _generate(entry.name, build, kwargs)
     if kwargs:
         raise ConfigError(f"Dataset {entry.name!r} takes no arguments, got {', '.join(kwargs)}.")
     path = built_path(entry)
     if _is_intact(path):
         return _read(path)
-    mdata = build({file.name: locate(file) for file in entry.files})
-    _store(mdata, path)
-    return mdata
+    data = build({file.name: locate(file) for file in entry.files})
+    if entry.kind == "cells":
+        _store(data, path)
+    return data
+
+
+def _generate(name: str, build: Callable[..., MuData | AnnData], kwargs: dict[str, Any]) -> MuData | AnnData:
+    try:
+        inspect.signature(build).bind(**kwargs)
+    except TypeError as error:
+        raise ConfigError(f"Dataset {name!r}: {error}.") from error
+    return build(**kwargs)
+
+
+def export(entry: Entry, path: Path) -> MuData | AnnData:
+    """Load a dataset and write it to a file: cells as MuData, ``.h5mu``, images as AnnData, ``.h5ad``.
+
+    Raises
+    ------
+    ConfigError
+        The name of the file has another ending; nothing is downloaded.
+    """
+    from celltransfer.data.writeback import atomic_path, write_h5mu
+
+    if path.suffix != entry.suffix:
+        raise ConfigError(f"{entry.name!r} ({entry.kind}) is written as {entry.suffix} file, not {path.name!r}.")
+    data = load(entry)
+    if entry.kind == "cells":
+        write_h5mu(data, path)
+    else:
+        with atomic_path(path) as part:
+            data.write_h5ad(part)
+    return data
 
 
 def is_local(entry: Entry) -> bool:
@@ -79,53 +111,57 @@ def locate(file: RemoteFile) -> Path:
     if found is None:
         return _download(file)
     path, expected = found
-    if _hash(path, expected) == expected:
+    actual = _hash(path, expected)
+    if actual == expected:
         return path
     if path == cache_path(file):
         path.unlink()
         return _download(file)
     raise DatasetError(
-        f"{path} in the data mirror is not the file that {file.dataset!r} needs: expected hash {expected}, "
-        f"found {_hash(path, expected)}. Replace or remove it."
+        f"{path} in the data mirror is not the file that {file.dataset!r} needs: expected {expected}, "
+        f"found {actual}. Replace or remove it."
     )
 
 
 def cache_path(file: RemoteFile) -> Path:
     """Where a downloaded file is kept."""
-    return settings.cache_dir / file.dataset / file.name
+    return settings.cache_dir / file.path
 
 
 def built_path(entry: Entry) -> Path:
     """Where the built dataset is kept; the name holds a key of its sources and of the builder's version."""
-    parts = [str(BUILDER_VERSION), *(file.fingerprint for file in entry.files)]
+    parts = [str(BUILDER_VERSION), *(file.hash for file in entry.files)]
     key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
     return settings.cache_dir / "built" / f"{entry.name}-{key}.h5mu"
 
 
 def _find(file: RemoteFile) -> tuple[Path, str] | None:
     """The first place that has the file, not yet verified, and the hash it should have there."""
-    places = [(cache_path(file), file.fingerprint)]
+    places = [(cache_path(file), file.hash)]
     mirror = settings.data_mirror
     if mirror is not None:
         if file.alternative is not None:
             places.insert(0, (Path(mirror).parent / file.alternative[0], file.alternative[1]))
-        places.insert(0, (Path(mirror) / file.dataset / file.name, file.fingerprint))
+        places.insert(0, (Path(mirror) / file.path, file.hash))
     return next(((path, expected) for path, expected in places if path.is_file()), None)
 
 
-def _hash(path: Path, expected: str) -> str:
-    """Hash of a file of the kind and length of ``expected``: SHA-256, or leading digits of the git blob SHA-1."""
+def _hash(path: Path, like: str) -> str:
+    """Hash of a file, of the kind and length of ``like``; see :class:`celltransfer.datasets.registry.RemoteFile`."""
+    kind, _, digits = like.partition(":")
     content = path.read_bytes()
-    if len(expected) == 64:
-        return hashlib.sha256(content).hexdigest()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()[: len(expected)]
+    if kind == "git_blob":
+        content, algorithm = b"blob %d\0" % len(content) + content, "sha1"
+    else:
+        algorithm = kind
+    return f"{kind}:{hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()[: len(digits)]}"
 
 
 def _download(file: RemoteFile) -> Path:
     import pooch
 
     path = cache_path(file)
-    known_hash = f"sha256:{file.sha256}" if file.sha256 else None
+    known_hash = None if file.hash.startswith("git_blob:") else file.hash
     try:
         downloader = pooch.HTTPDownloader(progressbar=_show_progress(), timeout=TIMEOUT)
         source = pooch.create(
@@ -138,14 +174,14 @@ def _download(file: RemoteFile) -> Path:
         source.fetch(file.name, downloader=downloader)
     except (OSError, ValueError) as error:
         raise DatasetError(
-            f"{file.dataset}/{file.name} is not in the cache {settings.cache_dir} and could not be downloaded from "
+            f"{file.path} is not in the cache {settings.cache_dir} and could not be downloaded from "
             f"{file.url}: {error}. Without a network, set CELLTRANSFER_DATA_MIRROR (now {settings.data_mirror}) to a "
-            f"folder that holds {file.dataset}/{file.name}."
+            f"folder that holds {file.path}."
         ) from error
-    found = _hash(path, file.fingerprint)
-    if found != file.fingerprint:
+    found = _hash(path, file.hash)
+    if found != file.hash:
         path.unlink()
-        raise DatasetError(f"{file.url} gave a file with hash {found}, expected {file.fingerprint}; it was not kept.")
+        raise DatasetError(f"{file.url} gave a file with {found}, expected {file.hash}; it was not kept.")
     return path
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import math
 import pickle
+import struct
+import zlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 _MAX_SMALLEST_COUNT = 12
 _INTEGER_TOLERANCE = 1e-4
+# Two zeros and the code of unsigned bytes; the number of dimensions follows.
+_IDX_BYTES = b"\0\0\x08"
 
 
 class _DataUnpickler(pickle.Unpickler):
@@ -69,6 +74,30 @@ def read_feature_table(path: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.Inde
             rows.append(sparse.csr_matrix(np.fromstring(values, dtype=np.float32, sep=",")))
     matrix = sparse.vstack(rows, format="csr").T.tocsr()
     return matrix, cells, pd.Index(features)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """A gzipped IDX file of unsigned bytes, the format of MNIST, as ``uint8`` array of the shape that it declares.
+
+    Raises
+    ------
+    DatasetError
+        The file is no gzip, is broken off or corrupt, is no IDX file of bytes, or has another length than declared.
+    """
+    try:
+        with gzip.open(path, "rb") as stream:
+            content = stream.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{path} is not a readable gzip file: {error}") from error
+    if len(content) < 4 or content[:3] != _IDX_BYTES:
+        raise DatasetError(f"{path} is not an IDX file of unsigned bytes: it starts with {content[:4].hex(' ')!r}.")
+    start = 4 + 4 * content[3]
+    if len(content) < start:
+        raise DatasetError(f"{path} ends in the middle of its header.")
+    shape = struct.unpack(f">{content[3]}I", content[4:start])
+    if len(content) - start != math.prod(shape):
+        raise DatasetError(f"{path} declares shape {shape}, but holds {len(content) - start} values.")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
 
 
 def read_rda(path: Path) -> dict[str, Any]:

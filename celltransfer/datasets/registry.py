@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -16,8 +16,11 @@ from celltransfer.errors import DatasetError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_GIT_BLOB = re.compile(r"[0-9a-f]{8,40}")
+_HASHES = {
+    "sha256": re.compile(r"[0-9a-f]{64}"),
+    "md5": re.compile(r"[0-9a-f]{32}"),
+    "git_blob": re.compile(r"[0-9a-f]{8,40}"),
+}
 _TYPES = ("files", "generated")
 
 
@@ -28,39 +31,41 @@ class RemoteFile:
     Attributes
     ----------
     dataset
-        Folder of the file in mirror and cache.
+        The dataset it belongs to.
     name
         File name.
     url
         Where it is downloaded from.
-    sha256
-        Its SHA-256, if known.
+    hash
+        ``sha256:`` and its SHA-256, ``md5:`` and its MD5, or ``git_blob:`` and leading digits of its git blob SHA-1.
     bytes
         Its size, if known.
-    git_blob
-        Leading hex digits of its git blob SHA-1, where no SHA-256 is known.
     alternative
-        Name and SHA-256 of a file beside the mirror that can stand in for it.
+        Name and hash of a file beside the mirror that can stand in for it.
+    folder
+        Its folder in mirror and cache; empty where that is named like the dataset.
     """
 
     dataset: str
     name: str
     url: str
-    sha256: str | None = None
+    hash: str
     bytes: int | None = None
-    git_blob: str | None = None
     alternative: tuple[str, str] | None = None
+    folder: str = ""
 
     @property
-    def fingerprint(self) -> str:
-        """What identifies the content of the file."""
-        return self.sha256 or str(self.git_blob)
+    def path(self) -> str:
+        """Where it stands in mirror and cache: ``<folder>/<name>``."""
+        return f"{self.folder or self.dataset}/{self.name}"
 
 
 @dataclass(frozen=True)
 class Entry:
     """One dataset of the registry; the fields are the keys of its YAML file.
 
+    ``kind`` says which keys there are besides those that every dataset has. ``cells`` is a co-assay, which loads as
+    MuData; ``images`` has the one modality ``image`` of ``image_shape`` (height, width), and loads as AnnData.
     ``files`` may name a file of another dataset, which is then that dataset's :class:`RemoteFile`.
     ``test_indices`` are the cells of a published test split, as row positions.
     """
@@ -68,35 +73,50 @@ class Entry:
     name: str
     type: str
     title: str
-    assay: str
-    organism: str
-    accession: str
-    modalities: tuple[str, ...]
     n_obs: int
-    shape: Mapping[str, tuple[int, int]]
-    pairing: str
     split: str
     labels: str
-    source: str
-    target: str
     licence: str
     citation: str
     builder: str
+    kind: str = "cells"
+    assay: str = ""
+    organism: str = ""
+    accession: str = ""
+    modalities: tuple[str, ...] = ("image",)
+    shape: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    pairing: str = ""
+    source: str = ""
+    target: str = ""
     condition: str | None = None
     genome: str | None = None
+    image_shape: tuple[int, ...] = ()
     notes: str = ""
     doi: tuple[str, ...] = ()
     files: tuple[RemoteFile, ...] = ()
     test_indices: tuple[int, ...] = ()
 
+    @property
+    def suffix(self) -> str:
+        """Ending of the file that the loaded dataset is written to."""
+        return ".h5mu" if self.kind == "cells" else ".h5ad"
+
     def describe(self) -> dict[str, str]:
-        """Plain strings for ``mdata.uns["celltransfer_dataset"]``; empty where there is none."""
+        """Plain strings for ``uns["celltransfer_dataset"]``; empty where there is none."""
         return {key: str(getattr(self, key) or "") for key in _DESCRIPTION}
 
 
 _DESCRIPTION = "name source target labels condition split licence citation assay organism accession genome".split()
-_OPTIONAL = ("condition", "genome", "notes", "doi", "files", "test_indices")
-_REQUIRED = tuple(field.name for field in fields(Entry) if field.name not in _OPTIONAL)
+_REQUIRED = tuple("name type title n_obs split labels licence citation builder".split())
+_OPTIONAL = ("kind", "notes", "doi", "files")
+# Keys by kind, besides those: required, then optional.
+_KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "cells": (
+        ("assay", "organism", "accession", "modalities", "shape", "pairing", "source", "target"),
+        ("condition", "genome", "test_indices"),
+    ),
+    "images": (("image_shape",), ()),
+}
 
 
 def folder() -> Path:
@@ -163,10 +183,14 @@ def _mapping(where: str, text: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise DatasetError(f"{where} is not valid YAML: {error}") from error
     _require(isinstance(entry, dict), where, "the file", "a mapping")
-    for key in _REQUIRED:
-        _require(key in entry, where, key, "given")
+    kind = entry.get("kind", "cells")
+    _require(kind in _KINDS, where, "kind", f"one of {', '.join(_KINDS)}")
+    required, optional = _KINDS[kind]
+    for key in _REQUIRED + required:
+        _require(key in entry, where, key, f"given for kind {kind!r}")
+    known = _REQUIRED + required + _OPTIONAL + optional
     for key in entry:
-        _require(key in _REQUIRED + _OPTIONAL, where, key, f"one of {', '.join(_REQUIRED + _OPTIONAL)}")
+        _require(key in known, where, key, f"one of {', '.join(known)}")
     return entry
 
 
@@ -184,50 +208,70 @@ def _own_files(where: str, entry: dict[str, Any]) -> list[RemoteFile]:
 
 
 def _remote_file(where: str, dataset: str, file: dict[str, Any]) -> RemoteFile:
-    extra = set(file) - {"name", "url", "sha256", "bytes", "git_blob", "alternative"}
+    extra = set(file) - {"name", "url", "bytes", "alternative", "folder", *_HASHES}
     _require(not extra, where, "files", f"without the unknown keys {sorted(extra)}")
-    name, url = file.get("name", ""), file.get("url", "")
-    _require(
-        isinstance(name, str) and name != "" and Path(name).name == name, where, "files: name", "a plain file name"
-    )
+    name, url, alternative = file.get("name"), file.get("url"), file.get("alternative")
+    _require(_is_plain(name), where, "files: name", "a plain file name")
+    _require(_is_plain(file.get("folder", dataset)), where, f"files: {name}: folder", "a plain folder name")
     _require(isinstance(url, str) and url.startswith("https://"), where, f"files: {name}: url", "an https address")
-    _require(("sha256" in file) != ("git_blob" in file), where, f"files: {name}", "given either sha256 or git_blob")
-    _check_hash(where, f"files: {name}: sha256", file.get("sha256"), _SHA256)
-    _check_hash(where, f"files: {name}: git_blob", file.get("git_blob"), _GIT_BLOB)
-    alternative = file.get("alternative")
+    known = _hash(where, f"files: {name}", file)
     if alternative is not None:
-        _require(set(alternative) == {"name", "sha256"}, where, f"files: {name}: alternative", "name and sha256")
-        _check_hash(where, f"files: {name}: alternative", alternative["sha256"], _SHA256)
-        alternative = (alternative["name"], alternative["sha256"])
-    return RemoteFile(dataset, name, url, file.get("sha256"), file.get("bytes"), file.get("git_blob"), alternative)
+        key = f"files: {name}: alternative"
+        _require(set(alternative) == {"name", "sha256"}, where, key, "name and sha256")
+        alternative = (alternative["name"], _hash(where, key, alternative))
+    return RemoteFile(dataset, str(name), str(url), known, file.get("bytes"), alternative, file.get("folder", ""))
 
 
-def _check_hash(where: str, key: str, value: Any, pattern: re.Pattern[str]) -> None:
-    _require(value is None or bool(pattern.fullmatch(str(value))), where, key, f"a lower-case hash ({pattern.pattern})")
+def _is_plain(name: Any) -> bool:
+    return isinstance(name, str) and name != "" and Path(name).name == name
+
+
+def _hash(where: str, key: str, file: Mapping[str, Any]) -> str:
+    """The hash of a file with its kind before it, e.g. ``md5:...``."""
+    given = [kind for kind in _HASHES if kind in file]
+    _require(len(given) == 1, where, key, f"given one of {', '.join(_HASHES)}")
+    kind, value = given[0], str(file[given[0]])
+    pattern = _HASHES[kind]
+    _require(bool(pattern.fullmatch(value)), where, f"{key}: {kind}", f"a lower-case hash ({pattern.pattern})")
+    return f"{kind}:{value}"
 
 
 def _entry(where: str, entry: dict[str, Any], by_name: Mapping[tuple[str, str], RemoteFile]) -> Entry:
-    name, modalities, shape = entry["name"], entry["modalities"], entry["shape"]
+    name = entry["name"]
     _require(where == f"{name}.yaml", where, "name", "the name of the file")
     _require(entry["type"] in _TYPES, where, "type", f"one of {', '.join(_TYPES)}")
     _require(
         (entry["type"] == "files") == bool(entry.get("files")), where, "files", "given for type 'files', and only there"
     )
     _require(isinstance(entry["n_obs"], int), where, "n_obs", "an integer")
-    _require(isinstance(modalities, list), where, "modalities", "a list")
-    _require(isinstance(shape, dict), where, "shape", "a mapping")
-    _require(list(shape) == list(modalities), where, "shape", "given for each of the modalities, in their order")
-    _require({entry["source"], entry["target"]} <= set(modalities), where, "source and target", "two of the modalities")
     references = [(file.get("dataset", name), file["name"]) for file in entry.get("files", [])]
     for reference in references:
         _require(reference in by_name, where, "files", f"in the registry; {'/'.join(reference)} is not")
     return Entry(
         **{
             **entry,
-            "modalities": tuple(modalities),
-            "shape": {modality: tuple(shape[modality]) for modality in modalities},
+            **(_image_keys if entry.get("kind") == "images" else _cell_keys)(where, entry),
             "doi": tuple(entry.get("doi", ())),
             "files": tuple(by_name[reference] for reference in references),
-            "test_indices": tuple(entry.get("test_indices", ())),
         }
     )
+
+
+def _cell_keys(where: str, entry: dict[str, Any]) -> dict[str, Any]:
+    modalities, shape = entry["modalities"], entry["shape"]
+    _require(isinstance(modalities, list), where, "modalities", "a list")
+    _require(isinstance(shape, dict), where, "shape", "a mapping")
+    _require(list(shape) == list(modalities), where, "shape", "given for each of the modalities, in their order")
+    _require({entry["source"], entry["target"]} <= set(modalities), where, "source and target", "two of the modalities")
+    return {
+        "modalities": tuple(modalities),
+        "shape": {modality: tuple(shape[modality]) for modality in modalities},
+        "test_indices": tuple(entry.get("test_indices", ())),
+    }
+
+
+def _image_keys(where: str, entry: dict[str, Any]) -> dict[str, Any]:
+    sides = entry["image_shape"]
+    valid = isinstance(sides, list) and len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
+    _require(valid, where, "image_shape", "two positive integers, height and width")
+    return {"image_shape": tuple(sides), "shape": {"image": (entry["n_obs"], sides[0] * sides[1])}}

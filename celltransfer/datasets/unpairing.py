@@ -41,7 +41,15 @@ def unpair(
     -------
     MuData
         A new MuData. Every ``obs`` gains ``train`` (bool); fit it with ``train="train"``.
+
+    Raises
+    ------
+    InputError
+        ``mdata`` is no full co-assay in MuData form, or has too few training cells for the anchors.
     """
+    from celltransfer.data.cells import check_mudata
+
+    check_mudata(mdata)
     names = list(mdata.mod)
     source, target = source or names[0], target or next(n for n in names if n != (source or names[0]))
     cells = mdata.mod[source].obs_names

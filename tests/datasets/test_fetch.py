@@ -7,18 +7,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anndata
 import celltransfer as ct
+import mudata
+import numpy as np
 import pytest
 from celltransfer.datasets import fetch, registry
 from celltransfer.datasets.registry import RemoteFile
-from celltransfer.errors import DatasetError
+from celltransfer.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 CONTENT = b"cells and genes\n"
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-GIT_BLOB = hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT).hexdigest()
+SHA256 = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
+MD5 = "md5:" + hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
+GIT_BLOB = "git_blob:" + hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT).hexdigest()[:8]
+HASHES = pytest.mark.parametrize("known", [SHA256, MD5, GIT_BLOB], ids=["sha256", "md5", "git_blob"])
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -62,7 +67,7 @@ def places(tmp_path, monkeypatch):
 
 
 def remote(url: str = "https://localhost:1/never", **kwargs: object) -> RemoteFile:
-    return RemoteFile("toy", "a.txt", url, **({"sha256": SHA256} | kwargs))
+    return RemoteFile("toy", "a.txt", url, **({"hash": SHA256} | kwargs))
 
 
 def left_over(cache: Path) -> list[Path]:
@@ -93,19 +98,30 @@ def test_wrong_file_in_mirror_is_named(places):
     assert hashlib.sha256(b"something else").hexdigest() in str(caught.value)
 
 
-def test_git_blob_identifies_a_file(places):
+@HASHES
+def test_every_kind_of_hash_identifies_a_file(places, known):
     _, mirror = places
     (mirror / "toy" / "a.txt").write_bytes(CONTENT)
-    assert fetch.locate(remote(sha256=None, git_blob=GIT_BLOB[:8])).exists()
-    with pytest.raises(DatasetError, match="expected hash 00000000"):
-        fetch.locate(remote(sha256=None, git_blob="00000000"))
+    assert fetch.locate(remote(hash=known)).exists()
+    kind, _, digits = known.partition(":")
+    with pytest.raises(DatasetError, match=f"expected {kind}:{'0' * len(digits)}, found {known}"):
+        fetch.locate(remote(hash=f"{kind}:{'0' * len(digits)}"))
+
+
+def test_a_file_may_stand_in_another_folder(places, server):
+    cache, mirror = places
+    file = remote(f"{server}/good", folder="elsewhere")
+    assert fetch.locate(file) == cache / "elsewhere" / "a.txt"
+    (mirror / "elsewhere").mkdir()
+    (mirror / "elsewhere" / "a.txt").write_bytes(CONTENT)
+    assert fetch.locate(file) == mirror / "elsewhere" / "a.txt"
 
 
 def test_alternative_beside_the_mirror_stands_in(places):
     _, mirror = places
     other = mirror.parent / "prepared.h5mu"
     other.write_bytes(CONTENT)
-    file = remote(sha256=None, git_blob="00000000", alternative=("prepared.h5mu", SHA256))
+    file = remote(hash="git_blob:00000000", alternative=("prepared.h5mu", SHA256))
     assert fetch.locate(file) == other
     other.write_bytes(b"changed")
     with pytest.raises(DatasetError, match=r"prepared\.h5mu"):
@@ -133,12 +149,12 @@ def test_failed_downloads_are_tried_again(places, server, monkeypatch):
     assert Handler.requests == ["/flaky", "/flaky"]
 
 
-@pytest.mark.parametrize("known", [{}, {"sha256": None, "git_blob": GIT_BLOB[:8]}], ids=["sha256", "git_blob"])
+@HASHES
 @pytest.mark.parametrize("path", ["missing", "cut", "wrong"])
 def test_failed_downloads_leave_nothing(places, server, path, known):
     cache, _ = places
     with pytest.raises(DatasetError, match=f"{server}/{path}"):
-        fetch.locate(remote(f"{server}/{path}", **known))
+        fetch.locate(remote(f"{server}/{path}", hash=known))
     assert left_over(cache) == []
 
 
@@ -201,3 +217,28 @@ def test_unwritable_cache_is_no_error(entry, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with ct.settings.override(cache_dir=tmp_path / "file"):
         assert fetch.load(toy).n_obs == 40
+
+
+def test_images_are_not_cached(places):
+    cache, mirror = places
+    entry = registry.get("mnist")
+    assert not fetch.is_local(entry)
+    for file in entry.files:
+        (mirror / file.path).parent.mkdir(exist_ok=True)
+        (mirror / file.path).write_bytes(CONTENT)
+    assert fetch.is_local(entry)
+    assert left_over(cache) == []
+
+
+def test_export_writes_each_kind_in_its_format(places, tmp_path):
+    cells, images = registry.get("pbmc68k_panels"), registry.get("digits")
+    for entry, name in ((cells, "x.h5ad"), (images, "x.h5mu"), (images, "x")):
+        with pytest.raises(ConfigError, match=entry.suffix):
+            fetch.export(entry, tmp_path / name)
+    fetch.export(cells, tmp_path / "x.h5mu")
+    assert list(mudata.read_h5mu(tmp_path / "x.h5mu").mod) == ["panel_a", "panel_b"]
+    adata = fetch.export(images, tmp_path / "x.h5ad")
+    read = anndata.read_h5ad(tmp_path / "x.h5ad")
+    assert np.array_equal(read.X, adata.X)
+    assert read.obs.equals(adata.obs)
+    assert list(read.uns["image_shape"]) == adata.uns["image_shape"] == [8, 8]

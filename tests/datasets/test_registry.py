@@ -9,16 +9,17 @@ import yaml
 from celltransfer.datasets import registry
 from celltransfer.errors import ConfigError, DatasetError
 
-NAMES = ["a549_scicar", "a549_scicar_peaks", "pbmc10k_cite", "pbmc68k_panels", "scgem", "simulate", "snare_cortex"]
+CELLS = ["a549_scicar", "a549_scicar_peaks", "pbmc10k_cite", "pbmc68k_panels", "scgem", "simulate", "snare_cortex"]
+IMAGES = ["digits", "fashion_mnist", "mnist", "usps"]
+NAMES = sorted(CELLS + IMAGES)
 
 
-def text(**changes: object) -> dict[str, str]:
-    """The YAML of scgem with some keys changed; ``...`` drops a key."""
-    entry = yaml.safe_load((registry.folder() / "scgem.yaml").read_text(encoding="utf-8"))
+def text(base: str = "scgem", /, **changes: object) -> dict[str, str]:
+    """The YAML of an entry with some keys changed; ``...`` drops a key."""
+    entry = yaml.safe_load((registry.folder() / f"{base}.yaml").read_text(encoding="utf-8"))
     entry.update(changes)
-    return {
-        "scgem.yaml": yaml.safe_dump({key: value for key, value in entry.items() if value is not ...}, sort_keys=False)
-    }
+    kept = {key: value for key, value in entry.items() if value is not ...}
+    return {f"{base}.yaml": yaml.safe_dump(kept, sort_keys=False)}
 
 
 def test_every_file_of_the_registry_is_valid():
@@ -32,11 +33,17 @@ def test_entries_agree_with_themselves(name):
     entry = registry.get(name)
     assert callable(getattr(ct.datasets, name))
     assert {shape[0] for shape in entry.shape.values()} == {entry.n_obs}
-    assert len(entry.modalities) == 2
+    assert len(entry.modalities) == (2 if name in CELLS else 1)
+    assert entry.kind == ("cells" if name in CELLS else "images")
     assert all(isinstance(value, str) for value in entry.describe().values())
     for file in entry.files:
-        assert (file.sha256 is None) != (file.git_blob is None)
+        assert file.hash.partition(":")[0] in {"sha256", "md5", "git_blob"}
         assert file.dataset in NAMES
+
+
+def test_files_stand_in_the_folder_that_they_name():
+    assert {file.path.split("/")[0] for file in registry.get("mnist").files} == {"mnist_test"}
+    assert {file.path.split("/")[0] for file in registry.get("usps").files} == {"usps"}
 
 
 def test_the_published_split_is_complete():
@@ -70,16 +77,39 @@ GOOD_FILE = {"name": "a.txt", "url": "https://example.org/a.txt", "sha256": "0" 
         ({"files": []}, "'files' must be given for type 'files'"),
         ({"files": ["a.txt"]}, "'files' must be a list of mappings"),
         ({"files": [{**GOOD_FILE, "sha256": "ABC"}]}, "must be a lower-case hash"),
-        ({"files": [{**GOOD_FILE, "git_blob": "12345678"}]}, "either sha256 or git_blob"),
+        ({"files": [{**GOOD_FILE, "git_blob": "12345678"}]}, "given one of sha256, md5, git_blob"),
+        ({"files": [{key: GOOD_FILE[key] for key in ("name", "url")}]}, "given one of sha256, md5, git_blob"),
         ({"files": [{**GOOD_FILE, "url": "http://example.org"}]}, "must be an https address"),
         ({"files": [{**GOOD_FILE, "name": "../a.txt"}]}, "must be a plain file name"),
-        ({"files": [{**GOOD_FILE, "md5": "0"}]}, "unknown keys"),
+        ({"files": [{**GOOD_FILE, "crc": "0"}]}, "unknown keys"),
+        ({"files": [{"name": "a.txt", "url": GOOD_FILE["url"], "md5": "0" * 31}]}, "md5' must be a lower-case hash"),
+        ({"files": [{**GOOD_FILE, "folder": "../x"}]}, "folder' must be a plain folder name"),
+        ({"files": [{**GOOD_FILE, "alternative": {"name": "b"}}]}, "alternative' must be name and sha256"),
+        ({"kind": "sounds"}, "'kind' must be one of cells, images"),
+        ({"kind": "images"}, "'image_shape' must be given for kind 'images'"),
+        ({"image_shape": [8, 8]}, "'image_shape' must be one of"),
         ({"files": [{"dataset": "elsewhere", "name": "a.txt"}]}, "elsewhere/a.txt is not"),
     ],
 )
 def test_malformed_entries_are_refused(changes, message):
     with pytest.raises(DatasetError, match=message):
         registry.parse(text(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_shape": ...}, "'image_shape' must be given"),
+        ({"image_shape": [8]}, "'image_shape' must be two positive integers"),
+        ({"image_shape": [8, -8]}, "'image_shape' must be two positive integers"),
+        ({"image_shape": "8x8"}, "'image_shape' must be two positive integers"),
+        ({"modalities": ["image"]}, "'modalities' must be one of"),
+        ({"kind": "cells"}, "'assay' must be given for kind 'cells'"),
+    ],
+)
+def test_malformed_image_entries_are_refused(changes, message):
+    with pytest.raises(DatasetError, match=message):
+        registry.parse(text("digits", **changes))
 
 
 @pytest.mark.parametrize("content", ["{", "[1, 2]"])
@@ -93,6 +123,10 @@ def test_unknown_names_and_arguments():
         ct.datasets.load("scgm")
     with pytest.raises(ConfigError, match="takes no arguments"):
         ct.datasets.load("scgem", n_obs=3)
+    with pytest.raises(ConfigError, match="Dataset 'digits'"):
+        ct.datasets.load("digits", n_obs=3)
+    with pytest.raises(ConfigError, match="Dataset 'simulate'.*'n_cells'"):
+        ct.datasets.load("simulate", n_cells=3)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ct.datasets.nothing
 
@@ -102,7 +136,8 @@ def test_list_has_one_row_for_each_dataset(tmp_path):
         table = ct.datasets.list().set_index("name")
     assert list(table.index) == NAMES
     assert table.loc["a549_scicar", "modalities"] == "rna, atac"
-    assert table.index[table["available"]].tolist() == ["pbmc68k_panels", "simulate"]
+    assert table.index[table["available"]].tolist() == ["digits", "pbmc68k_panels", "simulate"]
+    assert table.loc["mnist", ["kind", "modalities", "assay"]].tolist() == ["images", "image", ""]
     assert set(NAMES) <= set(dir(ct.datasets))
 
 
