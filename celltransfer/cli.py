@@ -282,7 +282,8 @@ def methods() -> None:
     for name in translators.available():
         cls = translators.get(name)
         summary = (cls.__doc__ or "").strip().splitlines()[0]
-        print(f"{name:16} {cls.min_anchors:>2}+ anchors  {summary}")
+        needs = f"{cls.min_anchors}+ anchors" + (f", {cls.min_conditions}+ conditions" if cls.min_conditions else "")
+        print(f"{name:16} {needs:28} {summary}")
 
 
 @datasets_app.command("list")

@@ -57,7 +57,15 @@ def cells(n=90, m=80, seed=0, d=D, out=OUT):
 
 
 def fitted(name, seed=0, data=None):
-    return make(name).fit(*(data or cells()), seed=seed, trainer=TRAINER)
+    return fit(name, *(data or cells()), seed=seed)
+
+
+def fit(name, x, y, anchors, *, seed=0, f=None):
+    """Fitted without conditions, unless the method needs them."""
+    needed = get(name).min_conditions
+    codes = (np.arange(x.shape[0]) % needed, np.arange(y.shape[0]) % needed) if needed else (None, None)
+    f = f or make(name)
+    return f.fit(x, y, anchors, condition_x=codes[0], condition_y=codes[1], seed=seed, trainer=TRAINER)
 
 
 def test_translates_into_target_features(name):
@@ -128,7 +136,7 @@ def test_foreign_states_are_refused(name):
 def test_refitting_forgets(name):
     x, y, anchors = cells(seed=3)
     f = fitted(name, data=cells(d=5, out=3))
-    f.fit(x, y, anchors, trainer=TRAINER)
+    fit(name, x, y, anchors, f=f)
     np.testing.assert_array_equal(f.translate(x), fitted(name, data=(x, y, anchors)).translate(x))
 
 
@@ -176,10 +184,19 @@ def test_unfitted_is_refused(name):
 def test_fewest_anchors(name):
     x, y, anchors = cells()
     fewest = get(name).min_anchors
-    assert make(name).fit(x, y, anchors[:fewest], trainer=TRAINER).result_.n_anchors == fewest
+    assert fit(name, x, y, anchors[:fewest]).result_.n_anchors == fewest
     if fewest:
         with pytest.raises(AnchorError, match=f"needs {fewest} or more"):
             make(name).fit(x, y, anchors[: fewest - 1], trainer=TRAINER)
+
+
+def test_fewest_conditions(name):
+    needed, (x, y, anchors) = get(name).min_conditions, cells()
+    if not needed:
+        return
+    for codes in ({}, {"condition_x": np.zeros(90, int), "condition_y": np.arange(80) % 2}):
+        with pytest.raises(ConditionError, match=f"needs {needed} or more"):
+            make(name).fit(x, y, anchors, **codes, trainer=TRAINER)
 
 
 def test_conditions_are_accepted(name):

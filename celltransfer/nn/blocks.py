@@ -60,21 +60,34 @@ class Residual(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Tells target cells from translations, (batch, n_in) -> logits (batch,).
+    """Tells target cells from translations, (batch, n_in) -> logits (batch,), every condition on its own.
 
-    With conditions, the code enters as one-hot input, so that every condition is matched on its own.
+    Parameters
+    ----------
+    n_in, hidden
+        Features, and widths of the hidden layers.
+    n_conditions
+        Number of conditions; 0 where none are known.
+    separate
+        Give every condition a last layer of its own (as in multi-domain GANs); otherwise its code is one-hot input.
     """
 
-    def __init__(self, n_in: int, hidden: Sequence[int] = (128, 128), n_conditions: int = 0) -> None:
+    def __init__(
+        self, n_in: int, hidden: Sequence[int] = (128, 128), n_conditions: int = 0, *, separate: bool = False
+    ) -> None:
         super().__init__()
-        self.n_conditions = n_conditions
-        self.net = MLP(n_in + n_conditions, 1, hidden, "leaky_relu")
+        self.n_conditions, self.separate = n_conditions, separate and n_conditions > 0
+        self.net = MLP(n_in, n_conditions, hidden) if self.separate else MLP(n_in + n_conditions, 1, hidden)
 
     def forward(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
         """Logits, positive where `y` looks like a real target cell."""
-        if self.n_conditions and condition is not None:
-            y = torch.cat([y, nn.functional.one_hot(condition, self.n_conditions).to(y.dtype)], dim=1)
-        return self.net(y).squeeze(1)
+        if condition is None or not self.n_conditions:
+            return self.net(y).squeeze(1)
+        if self.separate:
+            return self.net(y).gather(1, condition[:, None]).squeeze(1)
+        return self.net(torch.cat([y, nn.functional.one_hot(condition, self.n_conditions).to(y.dtype)], dim=1)).squeeze(
+            1
+        )
 
 
 @torch.no_grad()

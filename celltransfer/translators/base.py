@@ -37,6 +37,8 @@ class Translator(ABC):
         Name in the registry, the ``method=`` of `celltransfer.fit`.
     min_anchors
         Fewest anchor pairs the method can be fitted with.
+    min_conditions
+        Fewest conditions, of those that both modalities have, the method can be fitted with.
     uses_conditions
         Whether `_fit` looks at condition codes.
     needs_condition
@@ -52,6 +54,7 @@ class Translator(ABC):
 
     name: ClassVar[str] = ""
     min_anchors: ClassVar[int] = 0
+    min_conditions: ClassVar[int] = 0
     uses_conditions: ClassVar[bool] = False
     needs_condition: ClassVar[bool] = False
 
@@ -99,6 +102,12 @@ class Translator(ABC):
             raise AnchorError(
                 f"method={self.name!r} needs {self.min_anchors} or more anchors and got {pair.n_anchors}. "
                 'Pass more anchors, or a method that works without, such as "fgw" or "jacobian".'
+            )
+        if _n_shared(pair) < self.min_conditions:
+            raise ConditionError(
+                f"method={self.name!r} matches condition by condition: it needs {self.min_conditions} or more "
+                f"conditions that both modalities have and got {_n_shared(pair)}. Pass conditions= with an obs column "
+                'known for every cell, or a method that works without, such as "jacobian".'
             )
         self.n_features_in_, self.n_features_out_ = int(pair.x.shape[1]), int(pair.y.shape[1])
         self.condition_codes_ = _codes(pair)
@@ -179,6 +188,13 @@ def _codes(pair: ModalityPair) -> np.ndarray:
     return np.union1d(pair.condition_x, pair.condition_y)
 
 
+def _n_shared(pair: ModalityPair) -> int:
+    """Number of conditions that occur on both sides."""
+    if pair.condition_x is None or pair.condition_y is None:
+        return 0
+    return len(np.intersect1d(pair.condition_x, pair.condition_y))
+
+
 def _recoded(pair: ModalityPair, codes: np.ndarray) -> ModalityPair:
     """The same with condition codes counted from 0, so that what is built per code is no larger than needed."""
     if not len(codes):
@@ -199,6 +215,8 @@ T = TypeVar("T", bound=type[Translator])
 # Built-in methods by name; their modules are imported on first use, so that listing them costs nothing.
 _BUILTIN: dict[str, str] = {
     "jacobian": "celltransfer.translators.jacobian",
+    "cyclegan": "celltransfer.translators.cycle",
+    "dimension": "celltransfer.translators.cycle",
     "ridge": "celltransfer.translators.baselines",
     "pls": "celltransfer.translators.baselines",
     "chance": "celltransfer.translators.baselines",

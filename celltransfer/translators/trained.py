@@ -19,6 +19,8 @@ from celltransfer.train.stopping import Clock
 from celltransfer.translators.base import Arrays, Translator
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch.optim import Optimizer
 
     from celltransfer.data.pair import ModalityPair
@@ -40,8 +42,8 @@ class TrainedTranslator(Translator):
         One module that holds all networks.
     n_conditions_
         Number of conditions the networks were built for; 0 without conditions.
-    generator_
-        Source of randomness inside losses; present during a fit only.
+    generator_, max_steps_
+        Source of randomness inside losses, and the most steps the loop will take; present during a fit only.
     """
 
     training: ClassVar[dict[str, Any]] = {}
@@ -49,6 +51,7 @@ class TrainedTranslator(Translator):
     module_: nn.Module
     n_conditions_: int
     generator_: torch.Generator
+    max_steps_: int
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -81,6 +84,16 @@ class TrainedTranslator(Translator):
         """Figure to select the best state by, lower is better; ``None`` keeps the last state."""
         return None
 
+    def final_figures(self) -> dict[str, float]:
+        """Figures of the state that a run ended with, kept in its history; what `choose` needs. Only with restarts."""
+        return {}
+
+    def choose(self, results: Sequence[FitResult]) -> int:
+        """Which of several restarts to keep: the one with the lowest monitor that did not diverge."""
+        return min(
+            range(len(results)), key=lambda i: (results[i].status is Status.DIVERGED, lowest_monitor(results[i]))
+        )
+
     def release(self) -> None:
         """Drop what only training needed; called also when training failed, whatever of it is there."""
 
@@ -100,8 +113,8 @@ class TrainedTranslator(Translator):
         while len(runs) < restarts and not (runs and runs[-1][0].status is Status.INTERRUPTED):
             limited = replace(trainer, max_seconds=clock.share(restarts - len(runs)))
             runs.append(self._restart(pair, seed, limited, len(runs)))
-        best, self.module_ = min(runs, key=lambda run: (run[0].status is Status.DIVERGED, _lowest_monitor(run[0])))
-        best.history["restarts"] = [(i, _lowest_monitor(result)) for i, (result, _) in enumerate(runs)]
+        best, self.module_ = runs[self.choose([result for result, _ in runs])]
+        best.history["restarts"] = [(i, lowest_monitor(result)) for i, (result, _) in enumerate(runs)]
         best.status = Status.INTERRUPTED if runs[-1][0].status is Status.INTERRUPTED else best.status
         best.seconds = clock.elapsed()
         return best
@@ -114,23 +127,26 @@ class TrainedTranslator(Translator):
         return self._train(pair, own, trainer), self.module_
 
     def _train(self, pair: ModalityPair, seed: int, trainer: Trainer) -> FitResult:
-        trainer = trainer.with_defaults(**self.training).with_defaults(batch_size=256)
+        trainer = trainer.with_defaults(**self.training).with_defaults(batch_size=256, max_steps=1000)
         assert trainer.batch_size is not None
+        assert trainer.max_steps is not None
         device = trainer.resolve_device()
         marks = self._fingerprint(pair, seed, trainer) if trainer.checkpoint_dir is not None else {}
         self.n_conditions_ = len(self.condition_codes_) if self.uses_conditions else 0
         with seeded(seed):
-            self.generator_ = torch.Generator(device).manual_seed(seed)
+            self.generator_, self.max_steps_ = torch.Generator(device).manual_seed(seed), trainer.max_steps
             try:
                 rows_x, rows_y = self.configure(pair, self.generator_)
                 self.module_.to(device).train()
                 batches = Batches(pair, trainer.batch_size, seed=seed, device=device, rows_x=rows_x, rows_y=rows_y)
                 result = trainer.run(self, batches, marks)
                 self.module_.eval()
+                if getattr(self, "restarts", 1) > 1:
+                    result.history |= {name: [(result.n_steps, v)] for name, v in self.final_figures().items()}
                 return result
             finally:
                 self.release()
-                del self.generator_
+                del self.generator_, self.max_steps_
 
     def _fingerprint(self, pair: ModalityPair, seed: int, trainer: Trainer) -> dict[str, str]:
         named = {"method": self.name, "options": self.get_config(), "seed": seed}
@@ -153,5 +169,6 @@ class TrainedTranslator(Translator):
         self.module_.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})
 
 
-def _lowest_monitor(result: FitResult) -> float:
+def lowest_monitor(result: FitResult) -> float:
+    """The lowest value a run's monitor took; infinity if it has none."""
     return min((value for _, value in result.history.get("monitor", [])), default=float("inf"))

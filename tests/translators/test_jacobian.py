@@ -8,7 +8,7 @@ from celltransfer.data.pair import ModalityPair
 from celltransfer.errors import ConfigError
 from celltransfer.train.loop import Trainer
 from celltransfer.train.outcome import Status
-from celltransfer.translators import make
+from celltransfer.translators import guard, make
 from celltransfer.translators.jacobian import JacobianSparse
 
 TRAINER = Trainer(max_steps=20, progress=False, device="cpu")
@@ -39,7 +39,7 @@ def relative_error(f, x, truth):
     return np.sqrt(np.square(f.translate(x) - x @ truth).mean() / np.square(x @ truth).mean())
 
 
-SHARP = {"weight_sparse": 0.05, "weight_gan": 1.0, "weight_anchor": 3.0, "r1": 0.3, "lr_discriminator": 4e-3}
+SHARP = {"weight_structure": 0.05, "weight_gan": 1.0, "weight_anchor": 3.0, "r1": 0.3, "lr_discriminator": 4e-3}
 LONG = Trainer(max_steps=1200, progress=False, device="cpu", patience=math.inf)
 
 
@@ -96,7 +96,7 @@ def test_conditions_are_matched_one_by_one():
     codes_x, codes_y = rng.integers(0, 2, 1000), rng.integers(0, 2, 1000)
     x = rng.normal(size=(1000, 1)) * 0.5 + (2.0 * codes_x - 1)[:, None]
     y = rng.normal(size=(1000, 1)) * 0.5 - (2.0 * codes_y - 1)[:, None]
-    f = make("jacobian", lr=5e-3, init="random", weight_sparse=0.0, guard=False)
+    f = make("jacobian", lr=5e-3, init="random", weight_structure=0.0, guard=False)
     f.fit(x, y, condition_x=codes_x, condition_y=codes_y, trainer=Trainer(max_steps=600, progress=False, patience=100))
     assert np.corrcoef(f.translate(x, codes_x)[:, 0], x[:, 0])[0, 1] < -0.9
 
@@ -107,7 +107,7 @@ def test_the_monitor_compares_within_conditions():
     codes_x, codes_y = (rng.random(1500) < 0.2).astype(int), (rng.random(1500) < 0.8).astype(int)
     x = rng.normal(size=(1500, 2)) * 0.5 + 3.0 * codes_x[:, None]
     y = rng.normal(size=(1500, 2)) * 0.5 + 3.0 * codes_y[:, None]
-    f = make("jacobian", lr=5e-3, init="random", weight_sparse=0.0, weight_gan=1.0)
+    f = make("jacobian", lr=5e-3, init="random", weight_structure=0.0, weight_gan=1.0)
     f.fit(x, y, condition_x=codes_x, condition_y=codes_y, trainer=LONG)
     monitors = [value for _, value in f.result_.history["monitor"]]
     assert monitors[0] > 0.5
@@ -128,14 +128,14 @@ def test_held_out_cells_are_some_of_every_condition():
     held = np.setdiff1d(np.arange(400), rows_x)
     np.testing.assert_allclose(np.bincount(codes[held]) / np.bincount(codes), 0.1, atol=0.05)
     assert 0 in rows_x
-    assert sum(share for share, _, _ in f._held) == pytest.approx(1)
+    assert sum(share for share, _, _ in f._held.groups) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("hidden", [(), (8,)])
 def test_sparsity_of_an_mlp_is_in_its_loss_with_or_without_hidden_layers(hidden):
     x = np.random.default_rng(0).normal(size=(60, 3))
     f = make("jacobian", map="mlp", hidden=hidden).fit(x, x, trainer=TRAINER)
-    assert "sparse" in f.result_.history
+    assert "structure" in f.result_.history
 
 
 def test_scales_are_right_where_means_are_large():
@@ -153,7 +153,7 @@ def noise_pair(k=9):
 
 def test_the_guard_asks_for_more_than_a_standard_error(monkeypatch):
     gains = np.array([0.5, -0.4] * 4)
-    monkeypatch.setattr(JacobianSparse, "_gains", lambda self, *args: gains)
+    monkeypatch.setattr(guard, "gains", lambda *args: gains)
     f = make("jacobian").fit(*noise_pair(), trainer=TRAINER)
     assert f.result_.history["guard"][0][1] == pytest.approx(0.05)
     assert f.result_.history["guard_error"][0][1] == pytest.approx(gains.std(ddof=1) / math.sqrt(8))
@@ -161,7 +161,7 @@ def test_the_guard_asks_for_more_than_a_standard_error(monkeypatch):
 
 
 def test_a_refused_match_neither_reads_nor_writes_checkpoints(monkeypatch, tmp_path):
-    monkeypatch.setattr(JacobianSparse, "_gains", lambda self, *args: np.zeros(9))
+    monkeypatch.setattr(guard, "gains", lambda *args: np.zeros(9))
     (tmp_path / "checkpoint.pt").write_bytes(b"of something else")
     trainer = Trainer(max_steps=5, checkpoint_dir=tmp_path, resume=True, progress=False)
     assert make("jacobian").fit(*noise_pair(), trainer=trainer).result_.status is Status.SOLVED
@@ -217,14 +217,14 @@ def test_wrong_options_are_named():
         make("jacobian", map="cubic").fit(np.ones((5, 2)), np.ones((5, 2)))
 
 
-@pytest.mark.parametrize(("guard", "status"), [(True, "solved"), (False, "max_steps")])
-def test_few_anchors_and_conditions_keep_the_start_that_cannot_be_improved_on_evidence(guard, status):
+@pytest.mark.parametrize(("guarded", "status"), [(True, "solved"), (False, "max_steps")])
+def test_few_anchors_and_conditions_keep_the_start_that_cannot_be_improved_on_evidence(guarded, status):
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 3, 200)
     x, y = rng.normal(size=(200, 4)) + codes[:, None], rng.normal(size=(200, 3)) - codes[:, None]
-    f = make("jacobian", guard=guard).fit(x, y, condition_x=codes, condition_y=codes, trainer=TRAINER)
+    f = make("jacobian", guard=guarded).fit(x, y, condition_x=codes, condition_y=codes, trainer=TRAINER)
     assert f.result_.status.value == status
-    assert bool(f.result_.notes) == guard
+    assert bool(f.result_.notes) == guarded
     means = np.array([f.translate(x[codes == code]).mean(axis=0) for code in range(3)])
-    if guard:
+    if guarded:
         np.testing.assert_allclose(means, [y[codes == code].mean(axis=0) for code in range(3)], atol=0.4)
