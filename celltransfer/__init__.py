@@ -17,11 +17,12 @@ _ATTRIBUTES = {
     "Report": "celltransfer.reporting",
     "TransferModel": "celltransfer.model",
 }
-_MODULES = ("datasets", "errors", "metrics", "pl", "pp", "tl", "train", "translators")
+_MODULES = ("anchors", "datasets", "errors", "metrics", "pl", "pp", "tl", "train", "translators")
 
 __all__ = [
     "Report",
     "TransferModel",
+    "anchors",
     "datasets",
     "errors",
     "fit",
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from celltransfer import datasets, errors, metrics, pl, pp, tl, train, translators
+    from celltransfer import anchors, datasets, errors, metrics, pl, pp, tl, train, translators
     from celltransfer.api import fit
     from celltransfer.model import TransferModel, load
     from celltransfer.reporting import Report, report
