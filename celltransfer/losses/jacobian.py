@@ -89,7 +89,7 @@ def sparse_probes(
     if direction not in _DIRECTIONS:
         raise ConfigError(f"direction={direction!r}; it is one of {', '.join(_DIRECTIONS)}.")
     n_blocks = d // s
-    order = torch.rand((-(-n_probes // n_blocks), batch, d), generator=generator, device=device).argsort(dim=-1)
+    order = _permutations((-(-n_probes // n_blocks), batch, d), generator, device)
     blocks = order[..., : n_blocks * s].unflatten(-1, (n_blocks, s)).transpose(1, 2)
     places = blocks.reshape(-1, batch, s)[:n_probes]
     z = torch.zeros(shape, device=device)
@@ -201,6 +201,14 @@ def linear_proximal_step(weight: Tensor, optimizer: torch.optim.Optimizer, stren
     weight.copy_(weight.sign() * (weight.abs() - threshold).clamp_min(0))
 
 
+def _permutations(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Of the last axis, independent along the others."""
+    keys = torch.rand(shape, generator=generator, device=device)
+    if device.type == "cpu":  # where NumPy sorts three times faster
+        return torch.from_numpy(np.argsort(keys.numpy(), axis=-1))
+    return keys.argsort(dim=-1)
+
+
 def _precise(x: Tensor) -> Tensor:
     """In float32, or float64 if it is: in bfloat16 a difference at h = 1e-3 is off by a factor of 3."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -219,5 +227,5 @@ def _derivative(f: Map, x: Tensor, z: Tensor, chunk: int | None = None) -> Tenso
 def _difference(f: Map, x: Tensor, z: Tensor, step: float) -> Tensor:
     """The same from K + 1 copies of the batch in one call."""
     moved = torch.cat([x[None], torch.add(x, z, alpha=step)]).flatten(0, 1)
-    values = f(moved).unflatten(0, (len(z) + 1, len(x)))
-    return (values[1:] - values[:1]) / step
+    here, there = f(moved).unflatten(0, (len(z) + 1, len(x))).split([1, len(z)])
+    return (there - here) / step
