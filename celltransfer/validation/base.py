@@ -32,6 +32,7 @@ Arrays = dict[str, np.ndarray]
 # Suites by name; their modules are imported when run.
 _SUITES = {
     "plane": "celltransfer.validation.plane:Plane",
+    "a549_one_anchor": "celltransfer.validation.a549:A549OneAnchor",
 }
 
 
