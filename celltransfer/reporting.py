@@ -13,6 +13,7 @@ from anndata import AnnData
 from celltransfer.data import cells
 from celltransfer.data.anchors import resolve_anchors
 from celltransfer.errors import ConditionError, InputError, ModalityError
+from celltransfer.markdown import markdown_table
 from celltransfer.metrics import protocol
 from celltransfer.metrics.bootstrap import intervals
 from celltransfer.metrics.scores import reference_share
@@ -136,7 +137,7 @@ class Report:
         """Sentences and the headline table, in Markdown."""
         lines = [f"# {self.summary()[0]}", "", *(f"{line}\n" for line in self.summary()[1:])]
         if not self.table.empty:
-            lines += _markdown(self.headline())
+            lines += markdown_table(self.headline().rename(columns=_short).rename_axis("method"), _number)
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
@@ -448,18 +449,6 @@ class _Pool:
 
     mod: dict[str, AnnData]
     obs: pd.DataFrame | None = None
-
-
-def _markdown(table: pd.DataFrame) -> list[str]:
-    head = ["method", *(_short(name) for name in table)]
-    rows = [
-        [str(name), *(_number(value) for value in row)] for name, row in zip(table.index, table.to_numpy(), strict=True)
-    ]
-    return [
-        f"| {' | '.join(head)} |",
-        f"|{'---|' + '---:|' * (len(head) - 1)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
 
 
 def _short(name: Hashable) -> str:

@@ -1,12 +1,11 @@
 """Suites: experiments from the papers, run by name, resumable, and judged against what the papers claim.
 
-A suite lists its jobs and runs one; the runner here does the rest: what is done already, processes, table, files.
+A suite lists its jobs and runs one; `run` does the rest: what is done already, processes, table, claims, files.
 """
 
 from __future__ import annotations
 
-import platform
-import time
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -16,14 +15,30 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from celltransfer import __version__
 from celltransfer.data.writeback import atomic_path
 from celltransfer.errors import ConfigError
+from celltransfer.markdown import markdown_table
+from celltransfer.validation.runner import Store, device_name, label, results
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping
 
     from matplotlib.figure import Figure
+
+__all__ = [
+    "Arrays",
+    "Claim",
+    "Job",
+    "Outcome",
+    "Scores",
+    "Suite",
+    "get",
+    "label",
+    "markdown_table",
+    "mean_sd",
+    "run",
+    "suites",
+]
 
 Job = dict[str, Any]
 Scores = dict[str, float | str]
@@ -32,6 +47,8 @@ Arrays = dict[str, np.ndarray]
 # Suites by name; their modules are imported when run.
 _SUITES = {
     "plane": "celltransfer.validation.plane:Plane",
+    "mnist_rotated": "celltransfer.validation.mnist_rotated:MnistRotated",
+    "shoes_rotated": "celltransfer.validation.shoes_rotated:ShoesRotated",
     "a549_one_anchor": "celltransfer.validation.a549:A549OneAnchor",
 }
 
@@ -73,6 +90,8 @@ class Outcome:
         The picture.
     seconds
         Sum of the jobs' times.
+    written
+        The files that `run` wrote.
     """
 
     name: str
@@ -83,13 +102,26 @@ class Outcome:
     claims: list[Claim] = field(default_factory=list)
     figure: Figure | None = None
     seconds: float = 0.0
+    written: list[Path] = field(default_factory=list)
+
+    @property
+    def contradicted(self) -> list[Claim]:
+        """The claims that do not hold; those that cannot be told are none of them."""
+        return [claim for claim in self.claims if claim.holds is not None and not claim.holds]
+
+    @property
+    def devices(self) -> str:
+        """Where the jobs ran."""
+        return ", ".join(sorted(set(self.rows["device"])))
 
     def to_markdown(self) -> str:
         """Title, table and claims."""
-        devices = ", ".join(sorted(set(self.rows["device"])))
+        size = "the paper's sizes" if self.rows["full"].all() else "default sizes"
+        version = self.rows["celltransfer"].iloc[0]
         lines = [f"# {self.title}", "", self.reference, "", *markdown_table(self.table), ""]
         lines += [f"- {_MARKS[claim.holds]} {claim.text} Found: {claim.found}" for claim in self.claims]
-        lines += ["", f"{len(self.rows)} runs, {self.seconds:.0f} s in all, on {devices}."]
+        about = f"{len(self.rows)} runs at {size}, {self.seconds:.0f} s in all, on {self.devices}"
+        lines += ["", f"{about}; celltransfer {version}."]
         return "\n".join(lines) + "\n"
 
     def save(self, folder: Path) -> list[Path]:
@@ -180,154 +212,50 @@ def run(
         Seeds per arm, instead of the suite's own number.
     out
         Folder for ``rows.csv``, ``table.md``, ``picture.png`` and the arrays behind the picture. Rows it already has
-        are not run again, so an interrupted run goes on where it stopped. ``None`` keeps nothing.
+        are not run again, so an interrupted run goes on where it stopped, unless another version of celltransfer
+        wrote them. Rows of other seeds and sizes stay. ``None`` writes nothing.
     processes
-        Jobs at a time, each on one thread.
+        Jobs at a time, each in a process of its own on one thread; 1 runs them here, on the threads torch is set to.
     device
-        As in `celltransfer.train.Trainer`.
+        As in `celltransfer.train.Trainer`; all processes share it.
 
     Raises
     ------
     ConfigError
-        There is no such suite, or a number is below 1.
+        There is no such suite or device, a number is below 1, or `out` holds rows of another suite.
     DatasetError
         Its data can be neither found nor downloaded.
+    WriteError
+        Nothing can be written to `out`.
+    KeyboardInterrupt
+        At Ctrl-C. Like any error that a job raises, it leaves the finished jobs in `out`.
     """
     for what, value in (("seeds", seeds), ("processes", processes)):
         if value is not None and value < 1:
             raise ConfigError(f"{what}={value}; expected at least 1.")
-    suite = get(name)(full=full, device=device)
-    jobs = [{"full": full} | job for job in suite.jobs(seeds)]
-    store = _Store(jobs, None if out is None else Path(out))
-    todo = [job for job in jobs if not store.has(job)]
-    for job, row, arrays in _results(suite, todo, processes):
+    suite, where = get(name)(full=full, device=device), device_name(device)
+    folder = None if out is None else Path(out)
+    store = Store(suite.name, [{"full": full} | job for job in suite.jobs(seeds)], folder)
+    for job, row, arrays in results(suite, store.left(), processes, where):
         store.add(job, row, arrays)
     rows = store.rows()
     outcome = Outcome(suite.name, suite.title, suite.reference, rows, suite.table(rows), suite.claims(rows))
-    outcome.figure = suite.draw(rows, store.arrays())
     outcome.seconds = float(rows["seconds"].sum())
-    if out is not None:
-        outcome.save(Path(out))
+    outcome.figure = _unmanaged(suite.draw(rows, store.arrays()))
+    if folder is not None:
+        outcome.written = [folder / "rows.csv", *outcome.save(folder)]
     return outcome
 
 
-def label(job: Mapping[str, Any]) -> str:
-    """A job's values as one file name, without what says how large the run is."""
-    return "_".join(f"{key}-{value}" for key, value in job.items() if key != "full").replace("/", "-").replace(" ", "-")
+def _unmanaged(figure: Figure | None) -> Figure | None:
+    """A figure that no window shows and pyplot does not keep."""
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if figure is not None and pyplot is not None:
+        pyplot.close(figure)
+    return figure
 
 
 def mean_sd(values: pd.Series, digits: int = 3) -> str:
     """Mean and standard deviation over seeds as text."""
     spread = values.std(ddof=1) if len(values) > 1 else float("nan")
     return f"{values.mean():.{digits}f} ± {spread:.{digits}f}"
-
-
-def markdown_table(table: pd.DataFrame) -> list[str]:
-    """Lines of a Markdown table, the index as first column."""
-    head = [str(table.index.name or ""), *map(str, table.columns)]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for name, values in table.iterrows():
-        cells = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in values)
-        lines.append("| " + " | ".join([str(name), *cells]) + " |")
-    return lines
-
-
-class _Store:
-    """Rows and arrays of finished jobs, in memory and, with a folder, on disk as they come."""
-
-    def __init__(self, jobs: Sequence[Job], folder: Path | None) -> None:
-        self.jobs, self.folder = jobs, folder
-        self.keys = list(jobs[0])
-        self._rows: list[dict[str, Any]] = []
-        self._arrays: dict[str, Arrays] = {}
-        if folder is not None:
-            (folder / "arrays").mkdir(parents=True, exist_ok=True)
-            if self._file.exists():
-                self._rows = self._read()
-
-    @property
-    def _file(self) -> Path:
-        assert self.folder is not None
-        return self.folder / "rows.csv"
-
-    def has(self, job: Job) -> bool:
-        return self._key(job) in {self._key(row) for row in self._rows}
-
-    def add(self, job: Job, row: dict[str, Any], arrays: Arrays) -> None:
-        self._rows.append(row)
-        if self.folder is not None:
-            with atomic_path(self._file) as path:
-                pd.DataFrame(self._rows).to_csv(path, index=False, float_format="%.6g")
-            if arrays:
-                np.savez_compressed(self.folder / "arrays" / f"{label(job)}.npz", **arrays)  # type: ignore[arg-type]
-        if arrays:
-            self._arrays[label(job)] = arrays
-
-    def rows(self) -> pd.DataFrame:
-        """Rows of the wanted jobs, in their order."""
-        found = {self._key(row): row for row in self._rows}
-        return pd.DataFrame([found[self._key(job)] for job in self.jobs])
-
-    def arrays(self) -> dict[str, Arrays]:
-        wanted = [label(job) for job in self.jobs]
-        if self.folder is not None:
-            for name in wanted:
-                path = self.folder / "arrays" / f"{name}.npz"
-                if name not in self._arrays and path.exists():
-                    with np.load(path, allow_pickle=False) as file:
-                        self._arrays[name] = dict(file)
-        return {name: self._arrays[name] for name in wanted if name in self._arrays}
-
-    def _read(self) -> list[dict[str, Any]]:
-        frame = pd.read_csv(self._file)
-        missing = [key for key in [*self.keys, "device", "seconds"] if key not in frame]
-        if missing:
-            raise ConfigError(
-                f"{self._file} has no column {missing[0]!r}: it holds the rows of another suite or version. "
-                "Give another folder, or remove the file."
-            )
-        return frame.to_dict("records")  # type: ignore[return-value]
-
-    def _key(self, values: Mapping[str, Any]) -> tuple[str, ...]:
-        """Values of a job or a row as text, alike before and after a CSV file."""
-        return tuple(f"{v:g}" if isinstance(v := values[key], float) else str(v) for key in self.keys)
-
-
-def _results(suite: Suite, jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, dict[str, Any], Arrays]]:
-    """Finished jobs as they come."""
-    from joblib import Parallel, delayed
-
-    if processes == 1 or len(jobs) < 2:
-        yield from (_finished(suite, job) for job in _watched(jobs, len(jobs)))
-        return
-    parallel = Parallel(n_jobs=processes, return_as="generator_unordered")
-    yield from _watched(parallel(delayed(_finished)(suite, job, threads=1) for job in jobs), len(jobs))
-
-
-def _finished(suite: Suite, job: Job, threads: int | None = None) -> tuple[Job, dict[str, Any], Arrays]:
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    start = time.perf_counter()
-    scores, arrays = suite.run({key: value for key, value in job.items() if key != "full"})
-    about = {"seconds": time.perf_counter() - start, "device": _device(suite.device)}
-    return job, job | scores | about | {"celltransfer": __version__, "machine": platform.machine()}, arrays
-
-
-def _device(name: str) -> str:
-    from celltransfer.train.loop import Trainer
-
-    return str(Trainer(device=name).resolve_device())
-
-
-def _watched(items: Any, total: int) -> Any:
-    """Items with a progress bar on stderr where progress is shown."""
-    import sys
-
-    from tqdm import tqdm
-
-    from celltransfer.settings import settings
-
-    shown = sys.stderr.isatty() if settings.progress is None else settings.progress
-    return tqdm(items, total=total, disable=not shown, unit="run")
