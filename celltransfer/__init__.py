@@ -17,7 +17,7 @@ _ATTRIBUTES = {
     "Report": "celltransfer.reporting",
     "TransferModel": "celltransfer.model",
 }
-_MODULES = ("anchors", "datasets", "errors", "metrics", "pl", "pp", "tl", "train", "translators")
+_MODULES = ("anchors", "datasets", "errors", "metrics", "pl", "pp", "tl", "train", "translators", "validation")
 
 __all__ = [
     "Report",
@@ -35,10 +35,11 @@ __all__ = [
     "tl",
     "train",
     "translators",
+    "validation",
 ]
 
 if TYPE_CHECKING:
-    from celltransfer import anchors, datasets, errors, metrics, pl, pp, tl, train, translators
+    from celltransfer import anchors, datasets, errors, metrics, pl, pp, tl, train, translators, validation
     from celltransfer.api import fit
     from celltransfer.model import TransferModel, load
     from celltransfer.reporting import Report, report

@@ -15,7 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from celltransfer import cli
+from celltransfer.cli import models
 from celltransfer.datasets.unpairing import unpair
+from celltransfer.errors import InputError
+from celltransfer.validation import Claim, Suite, base
 from mudata import MuData
 from typer.testing import CliRunner
 
@@ -179,7 +182,7 @@ def test_recipes_options_and_conditions(data, tmp_path):
 
 
 def test_option_values_are_what_they_look_like():
-    assert [cli._value(text) for text in ("1", "0.5", "true", "null", "[1, 2]", "auto")] == [
+    assert [models._value(text) for text in ("1", "0.5", "true", "null", "[1, 2]", "auto")] == [
         1,
         0.5,
         True,
@@ -232,7 +235,7 @@ def test_strict_exits_with_3_after_writing(data, saved, tmp_path):
 
 def test_an_existing_model_is_replaced_only_on_demand(data, saved, monkeypatch):
     before = (saved / "model.json").read_text()
-    monkeypatch.setattr(cli, "_read", lambda _: pytest.fail("it had started"))
+    monkeypatch.setattr(models, "_read", lambda _: pytest.fail("it had started"))
     assert "pass --overwrite" in fails("fit", data, "--model", saved, "--method", "ridge")
     assert (saved / "model.json").read_text() == before
     monkeypatch.undo()
@@ -303,6 +306,8 @@ def test_missing_model_and_missing_modality(full, data, saved, tmp_path):
         ["translate", "{data}", "--model", "m", "--out", "o.h5mu", "--on-missing", "guess"],
         ["evaluate", "{data}", "--model", "m", "--report", "report.pdf"],
         ["datasets", "fetch"],
+        ["validate", "plane", "--seeds", "0"],
+        ["validate", "plane", "--processes", "0"],
         ["frobnicate"],
     ],
 )
@@ -351,14 +356,85 @@ def test_methods_and_help():
     listed = run("methods").stdout.splitlines()
     assert [line.split()[0] for line in listed] == list(ct.translators.available())
     assert run("--version").stdout == f"{ct.__version__}\n"
-    for command in ([], ["demo"], ["fit"], ["translate"], ["evaluate"], ["datasets"], ["datasets", "fetch"]):
-        assert "Usage" in run(*command, "--help").stdout
+    commands = ["demo", "fit", "translate", "evaluate", "validate", "datasets", "datasets fetch"]
+    for command in ("", *commands):
+        assert "Usage" in run(*command.split(), "--help").stdout
+    positions = [run("--help").stdout.index(f" {command} ") for command in commands if " " not in command]
+    assert positions == sorted(positions)
+
+
+class Tiny(Suite):
+    """Two seeds, and a claim that does not hold at full size."""
+
+    name, title, reference = "tiny", "A tiny suite", "Nowhere."
+
+    def jobs(self, seeds):
+        return [{"arm": "one", "seed": seed} for seed in range(seeds or 2)]
+
+    def run(self, job):
+        if job["seed"] == 3:
+            raise InputError("three is too many")
+        return {"score": 0.5 + job["seed"]}, {}
+
+    def table(self, rows):
+        return rows.groupby("arm")[["score"]].mean()
+
+    def claims(self, rows):
+        return [Claim("Small is beautiful.", "See above.", not self.full), Claim("Maybe.", "Nothing.", None)]
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """A registered suite, and the working directory to run it in."""
+    get = base.get
+    monkeypatch.setattr(base, "get", lambda name: Tiny if name == "tiny" else get(name))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_validate_lists_the_suites():
+    listed = run("validate").stdout.splitlines()
+    assert listed[0].split() == ["name", "title", "reference"]
+    assert [line.split()[0] for line in listed[1:]] == list(ct.validation.suites().index)
+
+
+def test_validate_runs_a_suite_and_goes_on_where_it_stopped(tiny):
+    result = run("validate", "tiny", "--device", "cpu")
+    out = tiny / "celltransfer-validation" / "tiny"
+    assert files(out) == ["rows.csv", "table.md"]
+    assert result.stdout == (out / "table.md").read_text()
+    assert "| one | 1 |" in result.stdout
+    assert "**holds:** Small is beautiful." in result.stdout
+    last = result.stderr.splitlines()[-1]
+    assert last == "Written to celltransfer-validation/tiny/: rows.csv, table.md. Ran on cpu."
+    more = run("validate", "tiny", "--seeds", "3", "--out", out)
+    assert "3 runs at default sizes" in more.stdout
+    assert len(pd.read_csv(out / "rows.csv")) == 3
+    error = fails("validate", "tiny", "--seeds", "5", "--out", out)
+    assert error.startswith("error: three is too many In run arm-one_seed-3 of suite 'tiny'")
+    assert len(pd.read_csv(out / "rows.csv")) == 3
+
+
+def test_validate_strict_exits_with_3_where_a_claim_does_not_hold(tiny):
+    assert "--strict" not in run("validate", "tiny", "--strict", "--out", "a").stderr
+    result = run("validate", "tiny", "--strict", "--full", "--out", "b", code=3)
+    assert "**does not hold:** Small is beautiful." in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("1 of 2 claims do not hold")
+    assert "1 of 2" not in run("validate", "tiny", "--full", "--out", "b").stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"), [(["nowhere"], "no suite 'nowhere'"), (["tiny", "--device", "warp"], "device='warp'")]
+)
+def test_validate_refuses_before_it_writes(tiny, args, message):
+    assert message in fails("validate", *args)
+    assert files(tiny) == []
 
 
 def test_a_terminal_gets_a_table(data, saved, monkeypatch, capsys):
     report = ct.report(ct.load(saved), mudata.read_h5mu(data))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    cli._show(report)
+    models._show(report)
     shown = capsys.readouterr().out
     assert "│" in shown
     assert "translation" in shown

@@ -1,43 +1,25 @@
-"""Command line: h5mu in, h5mu out. Results go to stdout, everything else to stderr.
-
-Exit codes: 0 success, 1 the input or the machine was at fault (one clear message), 2 wrong usage,
-3 the verdict was not good enough (`--strict`).
-"""
+"""Commands that fit, use and judge models."""
 
 from __future__ import annotations
 
 import csv
 import json
-import logging
 import sys
-import warnings
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from celltransfer.errors import CelltransferError, InputError, VerdictWarning, WriteError
+from celltransfer.cli.session import say, session
+from celltransfer.errors import InputError, WriteError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import pandas as pd
     from mudata import MuData
 
     from celltransfer.model import TransferModel
     from celltransfer.reporting import Report
-
-app = typer.Typer(
-    help="Translate single cells between modalities from unpaired cells and a handful of anchors.",
-    epilog="Exit codes: 0 success, 1 unusable input or failed writing, 2 wrong usage, 3 not identified (--strict).",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-datasets_app = typer.Typer(help="List, fetch and export the registered datasets.", no_args_is_help=True)
-app.add_typer(datasets_app, name="datasets")
 
 
 class OnMissing(StrEnum):
@@ -58,14 +40,6 @@ def _report_file(path: Path | None) -> Path | None:
     if path is not None and path.suffix not in {".md", ".json", ".html"}:
         raise typer.BadParameter(f"the report is written as .md, .json or .html, not {path.name!r}.")
     return path
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from celltransfer import __version__
-
-        print(__version__)
-        raise typer.Exit
 
 
 Input = Annotated[Path, typer.Argument(help="MuData file (.h5mu).", exists=True, dir_okay=False)]
@@ -90,46 +64,6 @@ MaxSeconds = Annotated[float | None, typer.Option(help="Stop training after this
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what is decided along the way.")]
 
 
-@app.callback()
-def main(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Translate single cells between modalities from unpaired cells and a handful of anchors."""
-
-
-@contextmanager
-def _session(verbose: bool = True) -> Iterator[None]:
-    """Log to stderr, print warnings as one line, and turn our errors into one line and exit code 1."""
-    logger, handler = logging.getLogger("celltransfer"), logging.StreamHandler(sys.stderr)
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False  # some library we import gives the root logger a handler of its own
-    logger.setLevel(logging.INFO if verbose else logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            # A translated modality has the target's feature names on purpose; mudata warns about shared names.
-            warnings.filterwarnings("ignore", message=".*var_names.*", category=UserWarning)
-            warnings.filterwarnings("ignore", category=VerdictWarning)  # printed with the result
-            warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
-            yield
-    except (CelltransferError, MemoryError) as error:
-        _say(f"error: {str(error) or 'out of memory'}")
-        raise typer.Exit(1) from error
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
-
-
-def _say(text: str) -> None:
-    """One line on stderr."""
-    print(" ".join(text.split()), file=sys.stderr)
-
-
-@app.command()
 def demo(
     dataset: Annotated[str, typer.Option(help="Registered dataset; the default needs no network.")] = "simulate",
     source: Source = None,
@@ -150,7 +84,7 @@ def demo(
     strict: Strict = False,
 ) -> None:
     """Run the main job: unpair a co-assay, fit, translate, write the MuData, report, draw."""
-    with _session():
+    with session():
         from celltransfer import datasets
 
         _check_model_folder(out / "model", overwrite=True)
@@ -168,11 +102,10 @@ def demo(
             _draw(model, mdata, out / "translation.png", seed)
             written.append("translation.png")
         _show(result)
-        _say(f"Written to {out}/: {', '.join(written)}")
+        say(f"Written to {out}/: {', '.join(written)}")
         _exit(model, strict)
 
 
-@app.command()
 def fit(
     data: Input,
     model_dir: Annotated[Path, typer.Option("--model", help="Folder to save the model in.")],
@@ -198,7 +131,7 @@ def fit(
     verbose: Verbose = False,
 ) -> None:
     """Fit a translator and save it."""
-    with _session(verbose):
+    with session(verbose):
         _check_model_folder(model_dir, overwrite=overwrite)
         mdata, recipes = _read(data), _pairs(recipe)
         model = _fit(
@@ -220,7 +153,6 @@ def fit(
         _exit(model, strict)
 
 
-@app.command()
 def translate(
     data: Input,
     model_dir: Model,
@@ -236,7 +168,7 @@ def translate(
     """Translate the source cells of a MuData with a saved model."""
     if out.suffix != ".h5mu":
         raise typer.BadParameter(f"The output is a MuData file, .h5mu; got {out.name!r}.", param_hint="--out")
-    with _session(verbose):
+    with session(verbose):
         from celltransfer.data.writeback import write_h5mu
         from celltransfer.model import load
 
@@ -248,7 +180,6 @@ def translate(
         _exit(model, strict)
 
 
-@app.command()
 def evaluate(
     data: Input,
     model_dir: Model,
@@ -264,7 +195,7 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Score a saved model on the co-assayed cells of a MuData, controls beside it."""
-    with _session(verbose):
+    with session(verbose):
         from celltransfer.model import load
 
         model = load(model_dir)
@@ -272,49 +203,6 @@ def evaluate(
         _write_report(result, report, json_file)
         _show(result)
         _exit(model, strict)
-
-
-@app.command()
-def methods() -> None:
-    """List the translators."""
-    from celltransfer import translators
-
-    for name in translators.available():
-        cls = translators.get(name)
-        summary = (cls.__doc__ or "").strip().splitlines()[0]
-        needs = f"{cls.min_anchors}+ anchors" + (f", {cls.min_conditions}+ conditions" if cls.min_conditions else "")
-        print(f"{name:16} {needs:28} {summary}")
-
-
-@datasets_app.command("list")
-def list_datasets() -> None:
-    """List the registered datasets; available: loads without the network."""
-    with _session(False):
-        from celltransfer import datasets
-
-        table = datasets.list()[["name", "modalities", "n_obs", "available", "licence", "title"]]
-        widths = {name: max(len(name), *table[name].astype(str).str.len()) for name in table.columns[:-1]}
-        for row in [list(table.columns), *table.astype(str).to_numpy().tolist()]:
-            print(
-                "  ".join(
-                    [*(text.ljust(width) for text, width in zip(row[:-1], widths.values(), strict=True)), row[-1]]
-                )
-            )
-
-
-@datasets_app.command("fetch")
-def fetch_dataset(
-    name: Annotated[str, typer.Argument(help="Name of the dataset.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Write it there: cells as MuData (.h5mu), images as AnnData (.h5ad).")
-    ] = None,
-) -> None:
-    """Download and build a dataset; with --out write it to a file."""
-    with _session():
-        from celltransfer.datasets import fetch, registry
-
-        entry = registry.get(name)
-        print(fetch.load(entry) if out is None else fetch.export(entry, out))
 
 
 def _fit(
@@ -463,7 +351,7 @@ def _exit(model: TransferModel, strict: bool) -> None:
     verdict = model.verdict_
     if verdict.level == "identified":
         return
-    _say(f"warning: the verdict is {verdict.level}. {' '.join(verdict.reasons)}")
+    say(f"warning: the verdict is {verdict.level}. {' '.join(verdict.reasons)}")
     if strict:
-        _say(f"The verdict is {model.verdict_.level!r}, and --strict asks for 'identified'.")
+        say(f"The verdict is {model.verdict_.level!r}, and --strict asks for 'identified'.")
         raise typer.Exit(3)
