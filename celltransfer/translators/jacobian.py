@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from celltransfer.errors import ConfigError
 from celltransfer.losses.identifiability import diverse_influence, orthogonality
 from celltransfer.losses.jacobian import exact_l1, linear_proximal_step, probe_l1
 from celltransfer.nn.blocks import Residual
@@ -77,7 +78,7 @@ class JacobianSparse(AdversarialTranslator):
         `celltransfer.losses.identifiability.orthogonality`) or ``"diverse"`` influence (`diverse_influence` there).
     structure_of
         Whose Jacobian: of the ``"map"`` f at x, or of the ``"reconstructor"`` r at f(x). A sparse f may have a dense
-        inverse, and the other way round.
+        inverse, and the other way round. The reconstructor is trained by `weight_inverse`, which has to be positive.
     structure_start
         How many times stronger R is at the first step; it declines linearly to 1 at half of ``max_steps``. ``None``:
         8 where f starts at random, which leads most runs to the sparse solution instead of a bad minimum; 1 with
@@ -86,7 +87,8 @@ class JacobianSparse(AdversarialTranslator):
         Weight of the discriminator's gradient penalty, and the steps between its evaluations.
     estimator
         Of the Jacobian's norm where f is not linear: ``"exact"``, ``"probe"`` (masked directions, forward mode),
-        ``"difference"`` (masked directions, finite differences); ``"auto"`` is exact up to d = 64. A linear f is
+        ``"difference"`` (masked directions, finite differences: cheaper); ``"auto"`` is exact up to d = 64 and takes
+        differences beyond. A linear f is
         penalised by proximal steps, and its zeros are exact. The other structures are always exact.
     n_probes, probe_size
         Directions per cell, and their non-zero coordinates (``None``: d / 10).
@@ -187,6 +189,15 @@ class JacobianSparse(AdversarialTranslator):
         result.status = Status.SOLVED
         return result
 
+    def check_options(self) -> None:
+        """Refuse values that are none of their option's choices, and structure of a map that nothing trains."""
+        super().check_options()
+        if self.structure_of == "reconstructor" and not self.weight_inverse:
+            raise ConfigError(
+                "structure_of='reconstructor' asks for structure of the map back, which weight_inverse=0 leaves "
+                "untrained; give it a weight."
+            )
+
     def needs_reconstructor(self) -> bool:
         """There is one if reconstruction counts or the structure is asked of it."""
         return bool(self.weight_inverse) or self.structure_of == "reconstructor"
@@ -237,14 +248,16 @@ class JacobianSparse(AdversarialTranslator):
         return {"constraint": anchor + structure, "monitor_error": held.sampling_error(self.generator_)}
 
     def choose(self, results: Sequence[FitResult]) -> int:
-        """Of the runs that match as well as the best, within sampling error, the one with the lowest other terms."""
-        lowest = [lowest_monitor(result) for result in results]
-        errors = [value for result in results for _, value in result.history.get("monitor_error", [])]
-        bound = min(lowest) + EQUAL * max(errors, default=0.0)
-        matched = [i for i, value in enumerate(lowest) if value <= bound]
-        return min(
-            matched, key=lambda i: (results[i].status is Status.DIVERGED, results[i].history["constraint"][0][1])
-        )
+        """Of the runs that match as well as the best, within sampling error, the one with the lowest other terms.
+
+        Runs that diverged are looked at only if all did.
+        """
+        whole = [i for i, result in enumerate(results) if result.status is not Status.DIVERGED]
+        lowest = {i: lowest_monitor(results[i]) for i in whole or range(len(results))}
+        errors = [value for i in lowest for _, value in results[i].history.get("monitor_error", [])]
+        bound = min(lowest.values()) + EQUAL * max(errors, default=0.0)
+        matched = [i for i, value in lowest.items() if value <= bound]
+        return min(matched, key=lambda i: results[i].history["constraint"][0][1])
 
     @property
     def _structured(self) -> nn.Module:
@@ -271,7 +284,7 @@ class JacobianSparse(AdversarialTranslator):
             return of(f, points[: 1 if self.map == "linear" else EXACT_CELLS])
         kind = self.estimator
         if kind == "auto":
-            kind = "exact" if points.shape[1] <= EXACT_UP_TO else "probe"
+            kind = "exact" if points.shape[1] <= EXACT_UP_TO else "difference"
         if kind == "exact":
             return exact_l1(f, points[:EXACT_CELLS])
         step = 1e-2 if kind == "difference" else None
