@@ -150,7 +150,10 @@ def fit(
     model.remember_training(
         {name: adata.obs_names[masks[name]] for name, adata in sides.items()}, reference=pair.y, seed=seed
     )
+    open_question = _unsettled(translator, pair, seed)
+    translator.result_.notes += open_question
     translator.result_.verdict = _judge(translator, pair, trainer, clock, seed) if verdict else _unjudged()
+    translator.result_.verdict.reasons += open_question
     _tell(model)
     return model
 
@@ -237,6 +240,19 @@ def _training_rows(anchors: Anchors, train_source: np.ndarray, train_target: np.
     return np.column_stack(
         [np.cumsum(mask)[anchors.rows[:, side]] - 1 for side, mask in enumerate((train_source, train_target))]
     ).astype(np.int64)
+
+
+def _unsettled(translator: Translator, pair: ModalityPair, seed: int) -> list[str]:
+    """What matching leaves open and the anchors do not settle: one sentence, or none.
+
+    Not asked of many anchors: more than the leading components together lie in no symmetry's fixed set.
+    """
+    from celltransfer.metrics import automorphisms
+
+    if not translator.matches_distributions or not 0 < pair.n_anchors <= automorphisms.N_COMPONENTS:
+        return []
+    found = automorphisms.ambiguity(pair.x, pair.anchors[:, 0], seed)
+    return [] if found is None else [found]
 
 
 class _NoEvidence(Exception):

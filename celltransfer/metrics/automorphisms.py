@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     from celltransfer.data.pair import Matrix
 
+# Leading components that symmetries are looked for in.
+N_COMPONENTS = 8
 # With fewer cells, no symmetry is told from any other map.
 MIN_CELLS = 20
 # Cells that axes and clusters are found on, and cells of which each half of the test is.
@@ -113,7 +115,7 @@ class Automorphism:
 def find(
     x: Matrix,
     *,
-    n_components: int = 8,
+    n_components: int = N_COMPONENTS,
     axes: Axes = "components",
     tolerance: float = TOLERANCE,
     seed: int = 0,
@@ -253,7 +255,7 @@ def choose(
         raise ConfigError(f"n={n} cells are wanted, and {len(rows)} can be chosen.")
     rows = rng.permutation(rows)[: max(MAX_CELLS, n)]
     sample = dense(x[rng.permutation(x.shape[0])[:MAX_CELLS]]).astype(np.float64)
-    frame = Frame.fit(sample, 8, "components", seed)
+    frame = Frame.fit(sample, N_COMPONENTS, "components", seed)
     points, cells = frame.whiten(x[rows]) * frame.sd, frame.whiten(sample[:HALF]) * frame.sd
     nearest = np.square(cells).sum(axis=1)
     total = max(float(nearest.sum()), 1e-300)
@@ -277,7 +279,7 @@ def choose(
     return rows[chosen]
 
 
-def warn_if_ambiguous(x: Matrix, anchor_rows: np.ndarray, seed: int = 0) -> str | None:
+def ambiguity(x: Matrix, anchor_rows: np.ndarray, seed: int = 0) -> str | None:
     """One sentence if anchors leave a linear symmetry of size 0.3 or more unbroken, ``None`` otherwise.
 
     Swaps of clusters are left to `celltransfer.anchors.assess`: few anchors meet every cluster, and few maps that

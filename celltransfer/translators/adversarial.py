@@ -80,6 +80,7 @@ class AdversarialTranslator(TrainedTranslator):
     """
 
     uses_conditions = True
+    matches_distributions = True
     training: ClassVar[dict[str, Any]] = {"max_steps": 500, "batch_size": 200, "check_every": 50, "patience": 6}
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
         "map": ("linear", "residual", "mlp"),

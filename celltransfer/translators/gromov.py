@@ -78,6 +78,7 @@ class FusedGromov(Translator):
     """
 
     name = "fgw"
+    matches_distributions = True
 
     def __init__(
         self,

@@ -8,12 +8,12 @@ import scipy.sparse as sp
 from celltransfer.errors import ConfigError, InputError
 from celltransfer.metrics.automorphisms import (
     Automorphism,
+    ambiguity,
     breaks,
     choose,
     displacement,
     find,
     informativeness,
-    warn_if_ambiguous,
 )
 from celltransfer.metrics.scores import energy_distance
 
@@ -139,7 +139,7 @@ def test_no_symmetry_where_there_is_none() -> None:
     assert find(x) == []
     assert find(x, axes="features") == []
     assert np.isnan(informativeness([], x)).all()
-    assert warn_if_ambiguous(x, np.array([0])) is None
+    assert ambiguity(x, np.array([0])) is None
 
 
 def test_what_is_found_leaves_the_law_as_it_is() -> None:
@@ -202,13 +202,13 @@ def test_chosen_cells_stand_for_the_others_better_than_random_ones() -> None:
 
 def test_warning_names_the_symmetry_and_the_way_out(gaussian: np.ndarray) -> None:
     centre = np.argsort(np.linalg.norm(gaussian - gaussian.mean(axis=0), axis=1))
-    message = warn_if_ambiguous(gaussian, centre[:1])
+    message = ambiguity(gaussian, centre[:1])
     assert message is not None
     assert "anchor lies" in message
     assert "anchors.suggest" in message
-    assert warn_if_ambiguous(gaussian, centre[:0]) is None
-    assert warn_if_ambiguous(gaussian, centre[-4:]) is None
-    assert warn_if_ambiguous(gaussian[:5], np.array([0])) is None
+    assert ambiguity(gaussian, centre[:0]) is None
+    assert ambiguity(gaussian, centre[-4:]) is None
+    assert ambiguity(gaussian[:5], np.array([0])) is None
 
 
 def test_bad_arguments_are_refused(gaussian: np.ndarray) -> None:
