@@ -40,7 +40,10 @@ class Translator(ABC):
     min_conditions
         Fewest conditions, of those that both modalities have, the method can be fitted with.
     uses_conditions
-        Whether `_fit` looks at condition codes.
+        Whether `_fit` looks at condition codes; it does not get any otherwise.
+    matches_distributions
+        Whether the fit matches the law of the translated cells to the target's, which symmetries of the source leave
+        open.
     needs_condition
         Whether `_translate` needs the codes of the cells, once fitted with conditions.
     n_features_in_, n_features_out_
@@ -57,6 +60,7 @@ class Translator(ABC):
     min_conditions: ClassVar[int] = 0
     uses_conditions: ClassVar[bool] = False
     needs_condition: ClassVar[bool] = False
+    matches_distributions: ClassVar[bool] = False
 
     n_features_in_: int
     n_features_out_: int
@@ -111,7 +115,8 @@ class Translator(ABC):
             )
         self.n_features_in_, self.n_features_out_ = int(pair.x.shape[1]), int(pair.y.shape[1])
         self.condition_codes_ = _codes(pair)
-        self.result_ = self._fit(_recoded(pair, self.condition_codes_), seed=seed, trainer=trainer)
+        known = _recoded(pair, self.condition_codes_) if self.uses_conditions else _unconditional(pair)
+        self.result_ = self._fit(known, seed=seed, trainer=trainer)
         self.result_.seed = seed
         self.result_.n_source, self.result_.n_target = pair.n_source, pair.n_target
         self.result_.n_anchors = pair.n_anchors
@@ -200,6 +205,11 @@ def _recoded(pair: ModalityPair, codes: np.ndarray) -> ModalityPair:
     if not len(codes):
         return pair
     return replace(pair, condition_x=_recode(pair.condition_x, codes), condition_y=_recode(pair.condition_y, codes))
+
+
+def _unconditional(pair: ModalityPair) -> ModalityPair:
+    """The same without conditions."""
+    return replace(pair, condition_x=None, condition_y=None, conditions=())
 
 
 def _recode(condition: np.ndarray | None, codes: np.ndarray) -> np.ndarray | None:
