@@ -6,6 +6,7 @@ results file already has are skipped, so an interrupted run goes on where it sto
 
     python benchmarks/cells.py run --out benchmarks/results/cells.csv
     python benchmarks/cells.py table benchmarks/results/cells.csv
+    python benchmarks/cells.py curve benchmarks/results/cells.csv benchmarks/results/jacobian.csv --out curve.png
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import celltransfer as ct
 import numpy as np
 import pandas as pd
 from celltransfer.metrics import protocol
+from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,8 +70,17 @@ def main() -> None:
     table = commands.add_parser("table", help="print the results as Markdown")
     table.add_argument("results", type=Path)
     table.add_argument("--score", default="foscttm", choices=SCORES)
+    curve = commands.add_parser("curve", help="draw a score over the number of anchors")
+    curve.add_argument("results", type=Path, nargs="+")
+    curve.add_argument("--methods", nargs="+", default=["jacobian", "ridge", "fgw"])
+    curve.add_argument("--score", default="foscttm", choices=SCORES)
+    curve.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    if arguments.command == "table":
+    if arguments.command == "curve":
+        # Of rows that several files hold, the last one's.
+        rows = pd.concat([pd.read_csv(path) for path in arguments.results]).drop_duplicates(KEY, keep="last")
+        draw_curves(rows, arguments.methods, arguments.score).savefig(arguments.out, dpi=110)
+    elif arguments.command == "table":
         print_table(pd.read_csv(arguments.results), arguments.score)
     else:
         warnings.simplefilter("ignore")
@@ -163,6 +174,33 @@ def print_table(results: pd.DataFrame, score: str) -> None:
         print("|---|" + "---:|" * wide.shape[1])
         for method, values in wide.iterrows():
             print(f"| {method} | " + " | ".join(values) + " |")
+
+
+def draw_curves(results: pd.DataFrame, methods: list[str], score: str) -> Figure:
+    """One panel per dataset: mean and standard deviation over seeds, between ceiling and chance."""
+    names = list(dict.fromkeys(results["dataset"]))
+    figure = Figure(figsize=(4.2 * 3, 3.4 * -(-len(names) // 3)), layout="constrained")
+    axes = figure.subplots(-(-len(names) // 3), 3, sharey=True).ravel()
+    for ax, name in zip(axes, names, strict=False):
+        rows = results[results["dataset"] == name]
+        for control, style in (("reference", "-"), ("chance", ":")):
+            values = rows.loc[rows["method"] == f"control: {control}", score]
+            if len(values):
+                ax.axhspan(values.mean() - values.std(), values.mean() + values.std(), color="0.9", lw=0)
+                ax.axhline(
+                    values.mean(), color="0.5", ls=style, label=f"{control} (all pairs)" if style == "-" else control
+                )
+        ticks = sorted(rows["k"].unique())
+        for method, color in zip(methods, ("#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=False):
+            cells = rows[rows["method"] == method].groupby("k")[score].agg(["mean", "std"])
+            at = np.searchsorted(ticks, cells.index)
+            ax.errorbar(at, cells["mean"], cells["std"], color=color, marker="o", ms=4, capsize=2, label=method)
+        ax.set_xticks(range(len(ticks)), ticks)
+        ax.set(title=name, xlabel="anchors", ylabel=score)
+    for ax in axes[len(names) :]:
+        ax.set_axis_off()
+    axes[0].legend(fontsize=8)
+    return figure
 
 
 if __name__ == "__main__":
