@@ -6,8 +6,11 @@ import pytest
 import torch
 from celltransfer.data.pair import ModalityPair
 from celltransfer.errors import ConfigError
+from celltransfer.losses.identifiability import diverse_influence, orthogonality
+from celltransfer.losses.jacobian import exact_l1
+from celltransfer.nn.blocks import Discriminator
 from celltransfer.train.loop import Trainer
-from celltransfer.train.outcome import Status
+from celltransfer.train.outcome import FitResult, Status
 from celltransfer.translators import guard, make
 from celltransfer.translators.jacobian import JacobianSparse
 
@@ -228,3 +231,143 @@ def test_few_anchors_and_conditions_keep_the_start_that_cannot_be_improved_on_ev
     means = np.array([f.translate(x[codes == code]).mean(axis=0) for code in range(3)])
     if guarded:
         np.testing.assert_allclose(means, [y[codes == code].mean(axis=0) for code in range(3)], atol=0.4)
+
+
+STRUCTURES = {"sparse": exact_l1, "orthogonal": orthogonality, "diverse": diverse_influence}
+
+
+def structured(map="mlp", steps=150, **options):
+    """The end of a fit with hardly anything but structure to learn, and cells as its networks see them."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(300, 3)), rng.normal(size=(300, 3))
+    common = {"hidden": (16,), "init": "random", "weight_gan": 0.0, "weight_inverse": 1.0, "guard": False}
+    f = make("jacobian", map=map, lr=1e-2, **common | options)
+    f.monitor = lambda: None
+    f.fit(x, y, trainer=Trainer(max_steps=steps, progress=False, device="cpu", batch_size=64, patience=math.inf))
+    return f, f.scaled_source(torch.as_tensor(x[:50]).float())
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("of", ["map", "reconstructor"])
+def test_structure_is_asked_of_the_network_it_is_said_to_be_of(structure, of):
+    found = {}
+    for weight in (0.0, 3.0):
+        f, x = structured(structure=structure, structure_of=of, weight_structure=weight, structure_start=1.0)
+        net = f.module_
+        assert net.reconstructor is not None
+        asked, points = (net.f, x) if of == "map" else (net.reconstructor, net.f(x).detach())
+        found[weight] = float(STRUCTURES[structure](asked, points).detach())
+        assert ("structure" in f.result_.history) == bool(weight)
+    assert found[3.0] < 0.5 * found[0.0]
+
+
+def test_a_linear_reconstructor_gets_exact_zeros_and_the_map_does_not():
+    """A dense map whose inverse is sparse."""
+    back = np.array([[1.0, 0.8, 0.0], [0.0, -1.0, 0.8], [0.0, 0.0, 1.0]])
+    x = np.random.default_rng(0).normal(size=(200, 3))
+    f = make("jacobian", structure_of="reconstructor", weight_structure=0.2, weight_inverse=1.0, init="random", lr=1e-2)
+    f.weight_gan, f.weight_anchor, f.monitor = 0.0, 3.0, lambda: None
+    trainer = Trainer(max_steps=1200, progress=False, device="cpu", patience=math.inf)
+    f.fit(x, x @ np.linalg.inv(back), np.column_stack([np.arange(200)] * 2), trainer=trainer)
+    zeros = {name: getattr(f.module_, name)[0].weight.detach().numpy() == 0 for name in ("f", "reconstructor")}
+    np.testing.assert_array_equal(zeros["reconstructor"], back.T == 0)
+    assert not zeros["f"].any()
+    assert "structure" not in f.result_.history
+
+
+def test_structure_of_a_reconstructor_that_nothing_trains_is_refused():
+    with pytest.raises(ConfigError, match="weight_inverse=0 leaves untrained"):
+        make("jacobian", structure_of="reconstructor").fit(*noise_pair(), trainer=TRAINER)
+
+
+def strengths(monkeypatch, steps=8, **options):
+    """Weight of the structural term at every step of a fit."""
+    seen, strength = {}, JacobianSparse._strength
+
+    def recorded(self, step):
+        seen[step] = strength(self, step)
+        return seen[step]
+
+    monkeypatch.setattr(JacobianSparse, "_strength", recorded)
+    make("jacobian", guard=False, **options).fit(*noise_pair(), trainer=Trainer(max_steps=steps, progress=False))
+    return np.array([seen[step] for step in range(steps)])
+
+
+@pytest.mark.parametrize("map_", ["linear", "mlp"])
+def test_structure_weighs_more_at_first_and_declines_until_half_time(monkeypatch, map_):
+    found = strengths(monkeypatch, map=map_, weight_structure=0.2, structure_start=5.0)
+    np.testing.assert_allclose(found / 0.2, [5, 4, 3, 2, 1, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        ({"init": "ridge"}, 1.0),
+        ({"init": "ridge", "map": "residual"}, 1.0),
+        ({"init": "random"}, 8.0),
+        ({"map": "mlp"}, 8.0),
+        ({"init": "random", "structure_start": 1.0}, 1.0),
+    ],
+)
+def test_structure_starts_stronger_where_the_map_starts_at_random(monkeypatch, options, first):
+    found = strengths(monkeypatch, weight_structure=0.5, **options)
+    assert found[0] / 0.5 == first
+    assert found[-1] == 0.5
+
+
+def run_that_ended(monitor, constraint, status=Status.MAX_STEPS, error=0.01):
+    history = {"monitor": [(0, 1.0), (5, monitor)], "constraint": [(5, constraint)], "monitor_error": [(5, error)]}
+    return FitResult(status, history=history)
+
+
+def test_of_runs_that_match_equally_well_the_one_with_the_lowest_other_terms_is_kept():
+    choose = make("jacobian").choose
+    equal = [run_that_ended(0.100, 0.5), run_that_ended(0.125, 0.2), run_that_ended(0.110, 0.9)]
+    assert choose(equal) == 1
+    assert choose([*equal, run_that_ended(0.140, 0.0)]) == 1  # four sampling errors worse
+    assert choose([run_that_ended(0.2, 0.1), run_that_ended(0.1, 0.5)]) == 1
+
+
+def test_a_run_that_diverged_is_never_kept_before_one_that_did_not():
+    choose = make("jacobian").choose
+    diverged = run_that_ended(0.001, 0.0, Status.DIVERGED)
+    assert choose([diverged, run_that_ended(0.5, 3.0), run_that_ended(0.5, 2.0)]) == 2
+    wide = run_that_ended(0.1, 0.0, Status.DIVERGED, error=10.0)
+    assert choose([wide, run_that_ended(0.5, 0.0), run_that_ended(0.1, 1.0)]) == 2
+    assert choose([diverged, run_that_ended(0.5, 0.0, Status.DIVERGED)]) == 0
+
+
+def test_restarts_know_their_terms_and_the_error_of_their_monitor():
+    x, y, _ = permuted()
+    f = make("jacobian", map="mlp", restarts=2, weight_structure=0.3, weight_anchor=2.0)
+    f.fit(x, y, np.array([[0, 0]]), trainer=Trainer(max_steps=5, progress=False, device="cpu"))
+    history = f.result_.history
+    assert 0 < history["monitor_error"][0][1] < 0.2
+    net, anchor = f.module_, f.scaled_source(torch.as_tensor(x[:1]))
+    error = float((net.average(anchor) - f.scaled_target(torch.as_tensor(y[:1]))).square().mean().detach())
+    assert history["constraint"][0][1] == pytest.approx(
+        2 * error + 0.3 * float(exact_l1(net.f, f.scaled_source(torch.as_tensor(x))).detach()), rel=0.2
+    )
+
+
+def test_separate_discriminators_give_each_condition_its_own_logits():
+    torch.manual_seed(0)
+    y, codes = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    critic = Discriminator(3, (8,), 3, separate=True)
+    each = torch.stack([critic(y, torch.full((6,), code)) for code in range(3)], dim=1)
+    torch.testing.assert_close(critic(y, codes), each[torch.arange(6), codes])
+    critic(y, torch.zeros(6, dtype=torch.long)).sum().backward()
+    last = critic.net[-1].weight.grad
+    assert last[0].any()
+    assert not last[1:].any()
+
+
+@pytest.mark.parametrize(("conditional", "shape"), [("separate", (3, 4)), ("input", (1, 4))])
+def test_both_kinds_of_conditional_discriminators_train(conditional, shape):
+    rng = np.random.default_rng(0)
+    x, codes = rng.normal(size=(90, 2)), np.arange(90) % 3
+    f = make("jacobian", conditional=conditional, hidden_discriminator=(4,), init="random", guard=False)
+    f.fit(x, x, condition_x=codes, condition_y=codes, trainer=TRAINER)
+    assert f.module_.discriminator.net[-1].weight.shape == shape
+    assert f.module_.discriminator.net[0].in_features == (2 if conditional == "separate" else 5)
+    assert np.isfinite(f.translate(x)).all()
