@@ -115,8 +115,21 @@ def test_claims_follow_the_rows():
     rising = {arm: [1.1 + 0.2 * i + 0.01 * s for s in range(3)] for i, arm in enumerate(TABLE_6)}
     bad = {claim.text: claim.holds for claim in ShoesRotated().claims(rows_of(rising))}
     assert not any(bad.values())
+    unmatched = rows_of(falling)
+    unmatched.loc[unmatched["arm"].isin(["no anchor", shoes_rotated.MEAN]), "energy_distance"] = 3.0
+    unknown = [claim for claim in ShoesRotated().claims(unmatched) if claim.holds is None]
+    assert [claim.text for claim in unknown] == ["Closer than with sparsity and no anchor."]
+    assert "hardly matched" in unknown[0].found
     one = {claim.holds for claim in ShoesRotated().claims(rows_of({arm: v[:1] for arm, v in falling.items()}))}
     assert one == {None}
+
+
+def test_table_counts_the_seeds_in_which_the_mean_shoe_is_closer():
+    rows = rows_of({"10 anchors": [0.2, 0.2]})
+    rows.loc[(rows["arm"] == "CycleGAN") & (rows["seed"] == 1), "te"] = 0.5
+    worse = ShoesRotated().table(rows)["TE above the mean shoe's"]
+    assert worse["CycleGAN"] == "1 of 2"
+    assert (worse.drop("CycleGAN") == "0 of 2").all()
 
 
 @pytest.fixture
@@ -155,7 +168,7 @@ def test_suite_end_to_end(small, tmp_path):
     assert list(outcome.rows["arm"]) == list(ARMS)
     assert np.isfinite(outcome.rows[["te", "perceptual", "accuracy", "energy_distance"]].to_numpy(float)).all()
     assert list(outcome.table.index) == list(ARMS)
-    assert len(outcome.claims) == 7
+    assert len(outcome.claims) == 9
     assert outcome.figure is not None
     assert (tmp_path / "picture.png").stat().st_size > 0
     again = base.run("shoes_rotated", seeds=1, out=tmp_path, device="cpu")
