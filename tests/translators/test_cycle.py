@@ -65,7 +65,7 @@ def test_anchors_settle_it_too(side):
     x, y, _ = two_groups()
     y[:5] = side * x[:5]
     f = make("cyclegan", weight_cycle=0.2, weight_anchor=3.0, **SMALL)
-    f.fit(x, y, np.column_stack([np.arange(5)] * 2), trainer=trainer(200))
+    f.fit(x, y, np.column_stack([np.arange(5)] * 2), trainer=trainer(600))
     assert side * sign(f, x) > 0.95
     assert "anchor" in f.result_.history
 
