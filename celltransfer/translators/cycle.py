@@ -40,6 +40,8 @@ class CycleGan(AdversarialTranslator):
         How the discriminators know conditions, where the method looks at them.
     weight_gan, weight_cycle, weight_anchor
         Weights of the terms.
+    restarts
+        Fits from as many seeds, of which the one with the lowest monitor is kept.
     """
 
     name = "cyclegan"
@@ -61,11 +63,12 @@ class CycleGan(AdversarialTranslator):
         lr: float = 2e-3,
         lr_discriminator: float = 2e-3,
         decay: float = 0.995,
+        restarts: int = 1,
     ) -> None:
         self.map, self.hidden, self.hidden_discriminator = map, hidden, hidden_discriminator
         self.conditional, self.gan, self.r1, self.r1_every = conditional, gan, r1, r1_every
         self.weight_gan, self.weight_cycle, self.weight_anchor = weight_gan, weight_cycle, weight_anchor
-        self.lr, self.lr_discriminator, self.decay = lr, lr_discriminator, decay
+        self.lr, self.lr_discriminator, self.decay, self.restarts = lr, lr_discriminator, decay, restarts
 
     def _fit(self, pair: ModalityPair, *, seed: int, trainer: Trainer | None) -> FitResult:
         self.check_options()

@@ -4,9 +4,15 @@ Sources and targets are pictures of different digits; the anchors are further on
 The default size has 8 x 8 pixels and a linear map, which the truth is; ``full`` is the paper's setting, 32 x 32 pixels
 and a network.
 
-Tuning, on other splits of the same pictures than those reported, one seed each: 8 settings of the linear map with
+Every arm but those named "one start" has four starts and keeps one without looking at the truth: by equation 7, and
+CycleGAN and DIMENSION, which have no other terms to compare, by the distance between translated and true pictures
+that were held out.
+
+Tuning, on other splits of the same pictures than those reported. One seed each: 8 settings of the linear map with
 sparsity and one anchor (weight 0.05 to 0.3, start 1 to 8, learning rates), 10 of the network, 5 each of CycleGAN and
-DIMENSION (weight of the cycles, linear map or network, learning rate or conditional discriminators).
+DIMENSION (weight of the cycles, linear map or network, learning rate or conditional discriminators). The best of the
+first, without schedule, then found the map in one of three reported seeds; so 5 schedules were compared on three
+further seeds, and two of them with four starts on four, and the suite was run again from the start with one of those.
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, labe
 from celltransfer.validation.images import Classifier, load_digits, rotate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.figure import Figure
 
@@ -44,7 +50,7 @@ class _Pixels:
 
     standardised = False
     map: str
-    hidden: tuple[int, ...]
+    hidden: Sequence[int]
 
     def make_map(self, n_in: int, n_out: int) -> nn.Module:
         """A linear map, or a network with ReLU and tanh."""
@@ -72,7 +78,8 @@ _JACOBIAN: dict[str, Any] = {
     "weight_gan": 1.0,
     "weight_anchor": 1.0,
     "weight_structure": 0.05,
-    "structure_start": 1.0,
+    "structure_start": 6.0,
+    "restarts": 4,
     "hidden_discriminator": (256,),
     "lr": 2e-3,
     "lr_discriminator": 2e-3,
@@ -91,6 +98,7 @@ _CYCLE: dict[str, Any] = {
     "map": "linear",
     "weight_gan": 1.0,
     "weight_cycle": 0.1,
+    "restarts": 4,
     "hidden_discriminator": (256,),
     "lr": 2e-3,
     "lr_discriminator": 2e-3,
@@ -104,6 +112,7 @@ _PAPER: dict[str, Any] = {
     "weight_structure": 0.01,
     "structure_start": 1.0,
     "weight_inverse": 1.0,
+    "restarts": 1,
     "estimator": "difference",
     "probe_size": 102,
     "lr": 1e-4,
@@ -116,6 +125,8 @@ ARMS: dict[str, tuple[int, type[TrainedTranslator], dict[str, Any]]] = {
     "matching + sparsity": (0, _PixelJacobian, {}),
     "matching + anchor": (1, _PixelJacobian, {"weight_structure": 0.0}),
     "both": (1, _PixelJacobian, {}),
+    "both, one start": (1, _PixelJacobian, {"restarts": 1}),
+    "both, one start, no schedule": (1, _PixelJacobian, {"restarts": 1, "structure_start": 1.0}),
     "both, 5 anchors": (5, _PixelJacobian, {}),
     "both, 20 anchors": (20, _PixelJacobian, {}),
     "both, probes with s = 1": (1, _PixelJacobian, _PROBED | {"probe_size": 1}),
@@ -124,8 +135,8 @@ ARMS: dict[str, tuple[int, type[TrainedTranslator], dict[str, Any]]] = {
     "CycleGAN": (0, _PixelCycle, {}),
     "DIMENSION, labels known": (0, _PixelDimension, {}),
 }
-# Arms of the paper's setting, in which every map is a network.
-PAPER_ARMS = [arm for arm in ARMS if arm != "both, network"]
+# Arms of the paper's setting, in which every map is a network with one start and no schedule.
+PAPER_ARMS = [arm for arm in ARMS if arm != "both, network" and "one start" not in arm]
 PROBES = "both, probes with s = d / 10"
 DRAWS = "both, another anchor"
 CONTROLS = ["control: mean picture", "control: another digit", "control: regression on all pairs"]
@@ -187,7 +198,8 @@ class MnistRotated(Suite):
         ablation = ["matching", "matching + sparsity", "matching + anchor"]
         spread = rows.loc[rows["arm"] == DRAWS, "te"]
         return [
-            *(_lower(te, "both", arm, f"Both terms have a lower error than {arm}.") for arm in ablation),
+            *(_lower(te, "both", arm, f"Both terms have a lower error than {arm} (table 5).") for arm in ablation),
+            _lower(te, "both", "both, one start", "Four starts, and a choice without the truth, beat one."),
             _lower(te, "both", "CycleGAN", "One anchor and sparsity have a lower error than CycleGAN."),
             _lower(te, "both", "DIMENSION, labels known", "And a lower one than DIMENSION, which knows all labels."),
             _lower(te, PROBES, "both, probes with s = 1", "Probes of d / 10 beat s = 1 (figure 10)."),
