@@ -192,6 +192,11 @@ def _translator(method: str | Translator, options: dict[str, Any]) -> Translator
     if isinstance(method, Translator):
         if options:
             raise ConfigError(f"Options {sorted(options)} cannot be combined with a translator object; set them on it.")
+        if translators.get(method.name) is not type(method):
+            raise ConfigError(
+                f"method= is a {type(method).__name__}, and the name {method.name!r} is that of "
+                f"{translators.get(method.name).__name__}: give the class a `name` of its own and register it."
+            )
         return translators.make(method.name, **method.get_config())
     return translators.make(method, **options)
 

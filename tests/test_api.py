@@ -354,3 +354,18 @@ def test_a_fit_that_fell_back_to_ridge_says_so(cells):
     assert "this is the ridge solution" in repr(model)
     assert "this is the ridge solution" in ct.report(model, cells).to_markdown()
     assert "this is the ridge solution" in model.provenance()["notes"]
+
+
+def test_a_fit_says_which_symmetry_its_anchors_leave_open(monkeypatch, cells):
+    from celltransfer.metrics import automorphisms
+
+    asked = []
+    monkeypatch.setattr(automorphisms, "ambiguity", lambda x, rows, seed: asked.append(len(rows)) or "A flip is open.")
+    short = ct.train.Trainer(max_steps=2, progress=False)
+    model = ct.fit(cells, train="train", anchors=4, trainer=short, verdict=False)
+    assert "A flip is open." in model.result_.notes
+    assert "A flip is open." in model.verdict_.reasons
+    for settled in ({"anchors": 4, "method": "ridge"}, {"anchors": 20}, {"anchors": 0}):
+        model = ct.fit(cells, train="train", **{"trainer": short, "verdict": False} | settled)
+        assert not model.result_.notes or "flip" not in model.result_.notes[-1]
+    assert asked == [4]

@@ -99,3 +99,11 @@ def test_translating_needs_the_source(cells, model):
         model.translate(MuData({"atac": cells["atac"].copy()}))
     with pytest.raises(InputError, match="did not write"):
         model.translate(cells, key_added="rna")
+
+
+def test_a_translator_that_goes_by_its_parents_name_is_refused(cells):
+    class Mine(type(ct.translators.make("ridge"))):
+        pass
+
+    with pytest.raises(ConfigError, match="Mine.*'ridge'.*register"):
+        ct.fit(cells, source="rna", target="atac", anchors=10, method=Mine())

@@ -40,10 +40,8 @@ if TYPE_CHECKING:
 
     from celltransfer.data.pair import Matrix
 
-# Leading components that symmetries are looked for in.
-N_COMPONENTS = 8
-# With fewer cells, no symmetry is told from any other map.
-MIN_CELLS = 20
+# Leading components that symmetries are looked for in, and cells below which none is told from any other map.
+N_COMPONENTS, MIN_CELLS = 8, 20
 # Cells that axes and clusters are found on, and cells of which each half of the test is.
 MAX_CELLS, HALF, SCREEN = 4000, 1000, 200
 # Of the mean square by which h moves the cells, so much may show as a misfit of the laws.

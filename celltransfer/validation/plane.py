@@ -11,7 +11,7 @@ from celltransfer.data.pair import ModalityPair
 from celltransfer.metrics import automorphisms
 from celltransfer.train.loop import Trainer
 from celltransfer.translators import make
-from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, mean_sd
+from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, label, mean_sd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,6 +53,10 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Seeds that found the map and seeds in all, by arm.
+Found = dict[str, tuple[int, int]]
+
+
 class Plane(Suite):
     """A dependent source, its coordinates swapped and scaled, and one anchor against none."""
 
@@ -88,24 +92,26 @@ class Plane(Suite):
     def table(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Translation error, share of seeds that found the map, and how far the anchors were from fixed sets."""
         by_arm = rows.groupby("arm", sort=False)
+        arms = [str(arm) for arm, _ in by_arm]
         table = pd.DataFrame(
             {
-                "anchor": [ARMS[arm][0] for arm, _ in by_arm],
+                "anchor": [ARMS[arm][0] for arm in arms],
                 "found": [f"{(group['error'] <= FOUND).sum()} of {len(group)}" for _, group in by_arm],
-                "error, median": by_arm["error"].median().to_numpy(),
+                "error, median": [f"{group['error'].median():.3f}" for _, group in by_arm],
                 "TE": [mean_sd(group["te"]) for _, group in by_arm],
                 "energy distance": [mean_sd(group["energy_distance"], 4) for _, group in by_arm],
                 "anchor's displacement": [mean_sd(group["displacement"], 2) for _, group in by_arm],
             },
-            index=pd.Index([arm for arm, _ in by_arm], name="arm"),
+            index=pd.Index(arms, name="arm"),
         )
         chance = np.mean([_te(h) for h in SYMMETRIES.values()])
-        table.loc["chance: a symmetry at random"] = ["", f"1 in {len(SYMMETRIES)}", np.nan, f"{chance:.3f}", "", ""]
-        return table
+        last = {"found": f"1 in {len(SYMMETRIES)}", "TE": f"{chance:.3f}"}
+        return pd.concat([table, pd.DataFrame(last, index=["chance: a symmetry at random"])]).fillna("")
 
     def claims(self, rows: pd.DataFrame) -> list[Claim]:
         """One anchor identifies the map; without one, or without sparsity, chance decides."""
-        found = (rows["error"] <= FOUND).groupby(rows["arm"]).agg(["sum", "count"])
+        groups = rows.groupby("arm")["error"]
+        found = {str(arm): (int((errors <= FOUND).sum()), len(errors)) for arm, errors in groups}
         return [
             _at_least(found, "both", 0.95, "Sparsity and one informative anchor identify the map in 95 % of seeds."),
             _at_least(found, "both, anchor at random", 0.95, "A random anchor does, too (theorem 3.4)."),
@@ -118,14 +124,13 @@ class Plane(Suite):
         """Source, target and translations of the first seed; a cell keeps its colour."""
         from matplotlib.figure import Figure
 
-        shown = [arm for arm in ARMS if f"arm-{arm}_seed-0".replace(" ", "-") in arrays]
+        shown = {arm: arrays[key] for arm in ARMS if (key := label({"arm": arm, "seed": 0})) in arrays}
         figure = Figure(figsize=(15, 6.4), layout="constrained")
         axes = figure.subplots(2, (len(shown) + 3) // 2, sharex=True, sharey=True).ravel()
-        first = next(iter(arrays.values()))["source"]
+        first = next(iter(shown.values()))["source"]
         _scatter(axes[0], first, first, "source")
         _scatter(axes[1], truth(first), first, "target")
-        for ax, arm in zip(axes[2:], shown, strict=False):
-            found = arrays[f"arm-{arm}_seed-0".replace(" ", "-")]
+        for ax, (arm, found) in zip(axes[2:], shown.items(), strict=False):
             _scatter(ax, found["translated"], found["source"], arm)
         for ax in axes[2 + len(shown) :]:
             ax.set_axis_off()
@@ -196,25 +201,25 @@ def _te(symmetry: np.ndarray) -> float:
     return float(np.linalg.norm(truth(x @ symmetry.T) - truth(x), axis=1).mean() / np.sqrt(2))
 
 
-def _at_least(found: pd.DataFrame, arm: str, share: float, text: str) -> Claim:
-    got, of = found.loc[arm]
+def _at_least(found: Found, arm: str, share: float, text: str) -> Claim:
+    got, of = found[arm]
     return Claim(text, f"{got} of {of} seeds.", bool(got / of >= share))
 
 
-def _at_most_chance(found: pd.DataFrame, arm: str, text: str) -> Claim:
+def _at_most_chance(found: Found, arm: str, text: str) -> Claim:
     """Not above the upper 5 % of a binomial law with the share of one symmetry in all."""
     from scipy.stats import binom
 
-    got, of = found.loc[arm]
+    got, of = found[arm]
     bound = int(binom.ppf(0.95, of, 1 / len(SYMMETRIES)))
     return Claim(text, f"{got} of {of} seeds; chance gives at most {bound} in 95 % of cases.", bool(got <= bound))
 
 
-def _below(found: pd.DataFrame, arm: str, other: str, text: str) -> Claim:
+def _below(found: Found, arm: str, other: str, text: str) -> Claim:
     from scipy.stats import fisher_exact
 
-    (a, n), (b, m) = found.loc[arm], found.loc[other]
-    p = float(fisher_exact([[a, n - a], [b, m - b]], alternative="less").pvalue)
+    (a, n), (b, m) = found[arm], found[other]
+    p = float(fisher_exact(np.array([[a, n - a], [b, m - b]]), alternative="less").pvalue)
     return Claim(text, f"{a} of {n} seeds against {b} of {m} (Fisher's exact test, p = {p:.2g}).", bool(p < 0.05))
 
 
