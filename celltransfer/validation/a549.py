@@ -107,7 +107,7 @@ class Arm:
 
 
 _NO_GAN = {"weight_gan": 0.0, "weight_anchor": 0.0, "weight_structure": 0.1}
-BOTH = {"weight_gan": 1.0, "weight_anchor": 1.0, "weight_structure": 0.3}
+BOTH = {"weight_gan": 1.0, "weight_anchor": 1.0, "weight_structure": 0.3, "structure_start": 8.0}
 ARMS = {
     "matching": Arm(AsPublished, {"weight_structure": 0.0, "weight_anchor": 0.0}),
     "matching + sparsity": Arm(AsPublished, {"weight_anchor": 0.0}),

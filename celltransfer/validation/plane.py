@@ -36,7 +36,7 @@ FOUND = 0.05
 CANDIDATES = 200
 
 _BASE = {"map": "mlp", "hidden": (32, 32), "hidden_discriminator": (64, 64), "init": "random", "weight_gan": 1.0}
-_FULL = {"weight_structure": 0.1, "weight_anchor": 1.0}
+_FULL = {"weight_structure": 0.1, "weight_anchor": 1.0, "structure_start": 8.0}
 _NO_SCHEDULE = {"structure_start": 1.0}
 # Arm: how the anchor is chosen, and what differs from all terms together.
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
