@@ -17,7 +17,19 @@ _ATTRIBUTES = {
     "Report": "celltransfer.reporting",
     "TransferModel": "celltransfer.model",
 }
-_MODULES = ("anchors", "datasets", "errors", "metrics", "pl", "pp", "tl", "train", "translators", "validation")
+_MODULES = (
+    "anchors",
+    "datasets",
+    "errors",
+    "losses",
+    "metrics",
+    "pl",
+    "pp",
+    "tl",
+    "train",
+    "translators",
+    "validation",
+)
 
 __all__ = [
     "Report",
@@ -27,6 +39,7 @@ __all__ = [
     "errors",
     "fit",
     "load",
+    "losses",
     "metrics",
     "pl",
     "pp",
@@ -39,7 +52,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from celltransfer import anchors, datasets, errors, metrics, pl, pp, tl, train, translators, validation
+    from celltransfer import anchors, datasets, errors, losses, metrics, pl, pp, tl, train, translators, validation
     from celltransfer.api import fit
     from celltransfer.model import TransferModel, load
     from celltransfer.reporting import Report, report
