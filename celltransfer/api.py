@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from celltransfer import pp, translators
 from celltransfer.data import cells
@@ -30,6 +31,8 @@ logger = logging.getLogger("celltransfer")
 
 # Refits for the verdict: as many as cost little, see `_judge`.
 CHEAP_SECONDS, MANY_FOLDS, FEW_FOLDS = 0.5, 20, 4
+# What the search for symmetries may take.
+SEARCH_SECONDS = 3.0
 
 
 def fit(
@@ -150,7 +153,7 @@ def fit(
     model.remember_training(
         {name: adata.obs_names[masks[name]] for name, adata in sides.items()}, reference=pair.y, seed=seed
     )
-    open_question = _unsettled(translator, pair, seed)
+    open_question = _unsettled(translator, pair, clock, seed)
     translator.result_.notes += open_question
     translator.result_.verdict = _judge(translator, pair, trainer, clock, seed) if verdict else _unjudged()
     translator.result_.verdict.reasons += open_question
@@ -247,14 +250,19 @@ def _training_rows(anchors: Anchors, train_source: np.ndarray, train_target: np.
     ).astype(np.int64)
 
 
-def _unsettled(translator: Translator, pair: ModalityPair, seed: int) -> list[str]:
+def _unsettled(translator: Translator, pair: ModalityPair, clock: Clock, seed: int) -> list[str]:
     """What matching leaves open and the anchors do not settle: one sentence, or none.
 
-    Not asked of many anchors: more than the leading components together lie in no symmetry's fixed set.
+    Not asked of many anchors, as more than the leading components together lie in no symmetry's fixed set; of a fit
+    that matched nothing; where conditions are matched one by one, which settles symmetries that exchange them; nor of
+    thousands of raw features, or when time is short.
     """
     from celltransfer.metrics import automorphisms
 
-    if not translator.matches_distributions or not 0 < pair.n_anchors <= automorphisms.N_COMPONENTS:
+    matched = translator.matches_distributions and translator.result_.status is not Status.SOLVED
+    by_condition = translator.uses_conditions and pair.condition_x is not None
+    few = 0 < pair.n_anchors <= automorphisms.N_COMPONENTS
+    if not (matched and few) or by_condition or sp.issparse(pair.x) or clock.left() < SEARCH_SECONDS:
         return []
     found = automorphisms.ambiguity(pair.x, pair.anchors[:, 0], seed)
     return [] if found is None else [found]

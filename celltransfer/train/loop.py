@@ -172,7 +172,7 @@ class _Run:
         if self.trainer.resume:
             self._resume()
         if self.step == 0:
-            self._score(self.task.monitor())
+            self._score_start()
         self.clock = Clock(self.trainer.max_seconds)
         with self._progress() as self.bar:
             status = self._interruptible()
@@ -250,8 +250,17 @@ class _Run:
         self._score(monitored)
         return True
 
+    def _score_start(self) -> None:
+        """Let the state before the first step compete with those that follow, unless it has no figure."""
+        monitored = self.task.monitor()
+        if monitored is not None and math.isfinite(monitored):
+            self.history["monitor"] = [(0, monitored)]
+            self.stopping.update(monitored)
+
     def _score(self, monitored: float | None) -> None:
-        if monitored is None or self.stopping.update(monitored):
+        """Keep the state if it is the best, or the last of those without a figure before any that has one."""
+        improved = not math.isfinite(self.stopping.best) if monitored is None else self.stopping.update(monitored)
+        if improved:
             self.kept = self._snapshot()
 
     def _finite(self) -> bool:

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
     from celltransfer.data.batches import Batch
     from celltransfer.data.pair import ModalityPair
+    from celltransfer.train.outcome import FitResult
+
+
+# Weights of the matching from a start that is good already, and from a random one.
+REFINING, FINDING = 0.1, 1.0
 
 
 class Networks(nn.Module):
@@ -87,6 +92,17 @@ class AdversarialTranslator(TrainedTranslator):
         "gan": ("non_saturating", "least_squares"),
         "conditional": ("input", "separate"),
     }
+    # The least value of options that are numbers.
+    least: ClassVar[dict[str, float]] = {
+        "weight_gan": 0,
+        "r1": 0,
+        "r1_every": 1,
+        "lr": 0,
+        "lr_discriminator": 0,
+        "decay": 0,
+        "weight_anchor": 0,
+        "restarts": 1,
+    }
     # Whether features are centred and scaled; not so where the map's output has bounds, such as pixels.
     standardised: ClassVar[bool] = True
 
@@ -97,12 +113,19 @@ class AdversarialTranslator(TrainedTranslator):
     hidden_discriminator: Sequence[int]
     conditional: str
     gan: str
-    weight_gan: float
+    weight_gan: float | None
     r1: float
     r1_every: int
     lr: float
     lr_discriminator: float
     decay: float
+
+    @property
+    def gan_weight(self) -> float:
+        """Weight of the matching; where none is given, what refines a start or what has to find a map."""
+        if self.weight_gan is not None:
+            return self.weight_gan
+        return REFINING if self._started else FINDING
 
     def make_map(self, n_in: int, n_out: int) -> nn.Module:
         """An untrained map (batch, n_in) -> (batch, n_out), row by row."""
@@ -128,8 +151,9 @@ class AdversarialTranslator(TrainedTranslator):
         """Weighted terms beside the matching of f; `x` and ``fake = f(x)`` are scaled, the batch is not."""
         return {}
 
-    def start(self, pair: ModalityPair) -> None:
-        """Set the map's parameters before training, beyond their random start."""
+    def start(self, pair: ModalityPair) -> bool:
+        """Set the map's parameters before training; whether they are more than random now."""
+        return False
 
     def build(self) -> Networks:
         """Networks from the configuration and the feature counts."""
@@ -144,7 +168,7 @@ class AdversarialTranslator(TrainedTranslator):
         rows = holdout.split(pair, np.random.default_rng(generator.initial_seed()))
         if self.standardised:
             self._standardise(pair)
-        self.start(pair)
+        self._started, self._step = self.start(pair), 0
         self.module_.to(generator.device)
         held = holdout.HeldOut(pair, rows, self.scaled_source, self.scaled_target, generator.device)
         self._held = held if held.enough else None
@@ -155,7 +179,7 @@ class AdversarialTranslator(TrainedTranslator):
         net = self.module_
         maps = [*net.f.parameters(), *(net.reconstructor.parameters() if net.reconstructor else [])]
         self._adam = Adam(maps, lr=self.lr, betas=(0.0, 0.99))
-        if not self.weight_gan:
+        if not self.gan_weight:
             return {"translator": self._adam}
         critics = [*net.discriminator.parameters(), *(net.critic.parameters() if net.critic else [])]
         return {"discriminator": Adam(critics, lr=self.lr_discriminator, betas=(0.0, 0.99)), "translator": self._adam}
@@ -168,22 +192,35 @@ class AdversarialTranslator(TrainedTranslator):
             return self._discriminator_losses(x, y, codes, step)
         fake = self.module_.f(x)
         losses = self.map_losses(x, fake, batch, step)
-        if self.weight_gan:
-            losses["gan"] = self.weight_gan * generator_loss(self.module_.discriminator(fake, codes), self.gan)
+        if self.gan_weight:
+            losses["gan"] = self.gan_weight * generator_loss(self.module_.discriminator(fake, codes), self.gan)
         return losses or {"none": fake.sum() * 0}
 
     def after_step(self, step: int) -> None:
         """Move the average; it follows fast at first."""
+        self._step = step + 1
         update_average(self.module_.average, self.module_.f, min(self.decay, (1 + step) / (10 + step)))
 
     @torch.no_grad()
     def monitor(self) -> float | None:
-        """Energy distance between translated and true target cells, both held out of the matching."""
-        return None if self._held is None else self._held.distance(self.module_.translate)
+        """Energy distance between translated and true target cells, both held out of the matching.
+
+        A random map is no candidate, however near the target it happens to lie: ``None`` before the first step.
+        """
+        if self._held is None or (self._step == 0 and not self._started):
+            return None
+        return self._held.distance(self.module_.translate)
+
+    def remarks(self, result: FitResult) -> list[str]:
+        """Whether training came to nothing."""
+        monitors = dict(result.history.get("monitor", []))
+        if result.n_steps == 0 or 0 not in monitors or monitors[0] > min(monitors.values()):
+            return []
+        return ["No state of the training matched held-out cells better than the start did, so this is the start."]
 
     def release(self) -> None:
         """Drop held-out cells and the optimiser."""
-        for name in ("_held", "_adam"):
+        for name in ("_held", "_adam", "_started", "_step"):
             self.__dict__.pop(name, None)
 
     def predict(self, x: Tensor, condition: Tensor | None) -> Tensor:
@@ -200,10 +237,14 @@ class AdversarialTranslator(TrainedTranslator):
         return (y - self.module_.mean_y) / self.module_.scale[1]
 
     def check_options(self) -> None:
-        """Refuse values that are none of their option's choices."""
+        """Refuse values that are none of their option's choices, or too small."""
         for name, choices in self.choices.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name}={getattr(self, name)!r}; it is one of {', '.join(choices)}.")
+        for name, least in self.least.items():
+            value = getattr(self, name, None)
+            if value is not None and not value >= least:
+                raise ConfigError(f"{name}={value!r}; it is at least {least}.")
 
     def _discriminator_losses(self, x: Tensor, y: Tensor, codes: Tensor | None, step: int) -> dict[str, Tensor]:
         net = self.module_

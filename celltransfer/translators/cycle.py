@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from celltransfer.losses.adversarial import generator_loss
 from celltransfer.translators.adversarial import AdversarialTranslator
@@ -46,6 +46,7 @@ class CycleGan(AdversarialTranslator):
 
     name = "cyclegan"
     uses_conditions = False
+    least: ClassVar[dict[str, float]] = AdversarialTranslator.least | {"weight_cycle": 0}
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class CycleGan(AdversarialTranslator):
         hidden_discriminator: Sequence[int] = (128, 128),
         conditional: str = "separate",
         gan: str = "non_saturating",
-        weight_gan: float = 0.1,
+        weight_gan: float = 1.0,
         weight_cycle: float = 1.0,
         weight_anchor: float = 1.0,
         r1: float = 1.0,
@@ -91,8 +92,8 @@ class CycleGan(AdversarialTranslator):
         back = net.reconstructor(y)
         cycle = (net.reconstructor(fake) - x).abs().mean() + (net.f(back) - y).abs().mean()
         losses = {"cycle": self.weight_cycle * cycle}
-        if self.weight_gan:
-            losses["gan_source"] = self.weight_gan * generator_loss(net.critic(back, codes), self.gan)
+        if self.gan_weight:
+            losses["gan_source"] = self.gan_weight * generator_loss(net.critic(back, codes), self.gan)
         if len(batch.xa) and self.weight_anchor:
             error = net.f(self.scaled_source(batch.xa)) - self.scaled_target(batch.ya)
             losses["anchor"] = self.weight_anchor * error.square().mean()

@@ -88,8 +88,9 @@ class HeldOut:
         return float(torch.tensor([self._between_halves(generator) for _ in range(HALVES)]).std()) / 2
 
     def source_cells(self, n: int) -> Tensor:
-        """The first `n` held-out source cells, shape (<= n, d)."""
-        return torch.cat([x for _, x, _ in self.groups])[:n]
+        """About `n` held-out source cells, of all conditions alike, shape (<= n, d)."""
+        cells = torch.cat([x for _, x, _ in self.groups])
+        return cells[:: max(1, len(cells) // n)][:n] if len(self.groups) > 1 else cells[:n]
 
     def _between_halves(self, generator: torch.Generator) -> float:
         total = 0.0

@@ -70,7 +70,8 @@ class JacobianSparse(AdversarialTranslator):
     gan
         ``"non_saturating"`` or ``"least_squares"``.
     weight_gan, weight_anchor, weight_structure, weight_inverse
-        Weights of the terms above. The reconstruction term is only meaningful where D >= d.
+        Weights of the terms above. ``weight_gan=None`` is 0.1 from the ridge start, which matching refines, and 1 from
+        a random start. The reconstruction term is only meaningful where D >= d.
     structure
         What R asks of the Jacobian: ``"sparse"`` as above, ``"orthogonal"`` columns (independent mechanisms,
         `celltransfer.losses.identifiability.orthogonality`) or ``"diverse"`` influence (`diverse_influence` there).
@@ -114,6 +115,13 @@ class JacobianSparse(AdversarialTranslator):
         "init": ("ridge", "random"),
         "estimator": ("auto", "exact", "probe", "difference"),
     }
+    least: ClassVar[dict[str, float]] = AdversarialTranslator.least | {
+        "weight_structure": 0,
+        "weight_inverse": 0,
+        "structure_start": 0,
+        "n_probes": 1,
+        "probe_size": 1,
+    }
 
     def __init__(
         self,
@@ -123,7 +131,7 @@ class JacobianSparse(AdversarialTranslator):
         hidden_discriminator: Sequence[int] = (128, 128),
         conditional: str = "input",
         gan: str = "non_saturating",
-        weight_gan: float = 0.1,
+        weight_gan: float | None = None,
         weight_anchor: float = 1.0,
         weight_structure: float = 0.3,
         weight_inverse: float = 0.0,
@@ -200,12 +208,13 @@ class JacobianSparse(AdversarialTranslator):
         """There is one if reconstruction counts or the structure is asked of it."""
         return bool(self.weight_inverse) or self.structure_of == "reconstructor"
 
-    def start(self, pair: ModalityPair) -> None:
+    def start(self, pair: ModalityPair) -> bool:
         """The ridge solution, if wanted; remembers the anchors for `final_figures`."""
-        if self._ridge_start(pair):
+        from_ridge = self._ridge_start(pair)
+        if from_ridge:
             self._start_at_ridge(pair)
-        self._step = 0
         self._anchors = torch.as_tensor(pair.anchor_x), torch.as_tensor(pair.anchor_y)
+        return from_ridge
 
     def map_losses(self, x: Tensor, fake: Tensor, batch: Batch, step: int) -> dict[str, Tensor]:
         """Anchor, reconstruction and, for a map that is not linear, structure."""
@@ -223,33 +232,39 @@ class JacobianSparse(AdversarialTranslator):
         if self.weight_structure and self._proximal:
             weight = next(self._structured.parameters())
             linear_proximal_step(weight, self._adam, self._strength(step) / len(weight))
-        self._step = step + 1
         super().after_step(step)
 
     def monitor(self) -> float | None:
         """The held-out distance; ``None``, so that the state is no candidate, while the schedule is under way."""
-        under_way = self.structure_start != 1 and 2 * self._step < self.max_steps_
-        return None if under_way else super().monitor()
+        return None if self._scheduled and 2 * self._step < self.max_steps_ else super().monitor()
+
+    def remarks(self, result: FitResult) -> list[str]:
+        """Whether training came to nothing, or ended while the structural term was still stronger than wanted."""
+        if not self._scheduled or 2 * result.n_steps >= self.max_steps_:
+            return super().remarks(result)
+        return [
+            f"The fit ended after {result.n_steps} of {self.max_steps_} steps, while the structural term was still "
+            f"{self._strength(result.n_steps) / self.weight_structure:.1f} times as strong as wanted: give it more "
+            "time, or lower max_steps."
+        ]
 
     def release(self) -> None:
         """Drop what only training needed."""
         super().release()
-        for name in ("_anchors", "_step"):
-            self.__dict__.pop(name, None)
+        self.__dict__.pop("_anchors", None)
 
     @torch.no_grad()
     def final_figures(self) -> dict[str, float]:
         """Anchor and structure terms of the state kept, and the sampling error of its monitor."""
         net, (xa, ya) = self.module_, (a.to(self.module_.scale.device) for a in self._anchors)
-        held, anchor, structure = self._held, 0.0, 0.0
+        held, constraint = self._held, 0.0
         if len(xa):
-            anchor = self.weight_anchor * float(self._anchor_error(net.translate, xa, ya))
-        if held is None:
-            return {"constraint": anchor}
-        if self.weight_structure:
-            x = held.source_cells(EXACT_CELLS)
-            structure = self.weight_structure * float(self._structure(x, net.f(x)))
-        return {"constraint": anchor + structure, "monitor_error": held.sampling_error(self.generator_)}
+            constraint = self.weight_anchor * float(self._anchor_error(net.translate, xa, ya))
+        x = self.scaled_source(xa) if held is None else held.source_cells(EXACT_CELLS)
+        if self.weight_structure and len(x):
+            constraint += self.weight_structure * float(self._structure(x, net.f(x)))
+        error = {} if held is None else {"monitor_error": held.sampling_error(self.generator_)}
+        return {"constraint": constraint} | error
 
     def choose(self, results: Sequence[FitResult]) -> int:
         """Of the runs that match as well as the best, within sampling error, the one with the lowest other terms.
@@ -263,11 +278,20 @@ class JacobianSparse(AdversarialTranslator):
         matched = [i for i, value in lowest.items() if value <= bound]
         return min(matched, key=lambda i: results[i].history["constraint"][0][1])
 
+    def _fingerprint(self, pair: ModalityPair, seed: int, trainer: Trainer) -> dict[str, str]:
+        """A schedule is a share of the steps, so that other steps are another fit."""
+        marks = super()._fingerprint(pair, seed, trainer)
+        return marks | {"max_steps": str(trainer.max_steps)} if self._scheduled else marks
+
     @property
     def _structured(self) -> nn.Module:
         """The network whose Jacobian is asked to have structure."""
         net = self.module_
         return net.reconstructor if self.structure_of == "reconstructor" and net.reconstructor is not None else net.f
+
+    @property
+    def _scheduled(self) -> bool:
+        return self.structure_start != 1 and self.weight_structure > 0
 
     @property
     def _proximal(self) -> bool:
@@ -280,14 +304,19 @@ class JacobianSparse(AdversarialTranslator):
 
     def _structure(self, x: Tensor, fake: Tensor) -> Tensor:
         f, points = self._structured, fake if self.structure_of == "reconstructor" else x
+        if self._proximal:
+            weight = next(f.parameters())
+            return weight.abs().sum() / len(weight)
+        # A batch lists its cells condition by condition.
+        spaced = points[:: max(1, len(points) // EXACT_CELLS)] if self.n_conditions_ else points
         if self.structure != "sparse":
             of = orthogonality if self.structure == "orthogonal" else diverse_influence
-            return of(f, points[: 1 if self.map == "linear" else EXACT_CELLS])
+            return of(f, spaced[: 1 if self.map == "linear" else EXACT_CELLS])
         kind = self.estimator
         if kind == "auto":
             kind = "exact" if points.shape[1] <= EXACT_UP_TO else "difference"
         if kind == "exact":
-            return exact_l1(f, points[:EXACT_CELLS])
+            return exact_l1(f, spaced[:EXACT_CELLS])
         step = 1e-2 if kind == "difference" else None
         return probe_l1(f, points, n_probes=self.n_probes, s=self.probe_size, step=step, generator=self.generator_)
 

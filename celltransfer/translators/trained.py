@@ -88,6 +88,10 @@ class TrainedTranslator(Translator):
         """Figures of the state that a run ended with, kept in its history; what `choose` needs. Only with restarts."""
         return {}
 
+    def remarks(self, result: FitResult) -> list[str]:
+        """What the user should know of a run that has ended, one sentence each."""
+        return []
+
     def choose(self, results: Sequence[FitResult]) -> int:
         """Which of several restarts to keep: the one with the lowest monitor that did not diverge."""
         return min(
@@ -141,6 +145,7 @@ class TrainedTranslator(Translator):
                 batches = Batches(pair, trainer.batch_size, seed=seed, device=device, rows_x=rows_x, rows_y=rows_y)
                 result = trainer.run(self, batches, marks)
                 self.module_.eval()
+                result.notes += self.remarks(result)
                 if getattr(self, "restarts", 1) > 1:
                     result.history |= {name: [(result.n_steps, v)] for name, v in self.final_figures().items()}
                 return result

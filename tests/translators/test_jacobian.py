@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from celltransfer.data.pair import ModalityPair
-from celltransfer.errors import ConfigError
+from celltransfer.errors import ConfigError, ModelFormatError
 from celltransfer.losses.identifiability import diverse_influence, orthogonality
 from celltransfer.losses.jacobian import exact_l1
 from celltransfer.nn.blocks import Discriminator
@@ -227,7 +227,7 @@ def test_few_anchors_and_conditions_keep_the_start_that_cannot_be_improved_on_ev
     x, y = rng.normal(size=(200, 4)) + codes[:, None], rng.normal(size=(200, 3)) - codes[:, None]
     f = make("jacobian", guard=guarded).fit(x, y, condition_x=codes, condition_y=codes, trainer=TRAINER)
     assert f.result_.status.value == status
-    assert bool(f.result_.notes) == guarded
+    assert any("With fewer than" in note for note in f.result_.notes) == guarded
     means = np.array([f.translate(x[codes == code]).mean(axis=0) for code in range(3)])
     if guarded:
         np.testing.assert_allclose(means, [y[codes == code].mean(axis=0) for code in range(3)], atol=0.4)
@@ -372,3 +372,70 @@ def test_both_kinds_of_conditional_discriminators_train(conditional, shape):
     assert f.module_.discriminator.net[-1].weight.shape == shape
     assert f.module_.discriminator.net[0].in_features == (2 if conditional == "separate" else 5)
     assert np.isfinite(f.translate(x)).all()
+
+
+def test_a_random_map_is_never_what_a_fit_returns():
+    """Its distance to the target may well be lower than that of the first states after it."""
+    x, y, _ = permuted()
+    for options in ({"anchors": None}, {"anchors": np.array([[0, 0]]), "init": "random"}):
+        anchors = options.pop("anchors")
+        fits = [
+            make("jacobian", **options).fit(x, y, anchors, seed=1, trainer=Trainer(max_steps=n, progress=False))
+            for n in (0, 300)
+        ]
+        before, after = (f.translate(x) for f in fits)
+        assert np.abs(before - after).max() > 0.5
+        assert 0 not in dict(fits[1].result_.history["monitor"])
+
+
+def test_a_fit_that_came_to_nothing_says_so(monkeypatch):
+    monkeypatch.setattr(JacobianSparse, "monitor", lambda self: float(self._step))
+    f = make("jacobian", guard=False).fit(*noise_pair(), trainer=Trainer(max_steps=20, check_every=5, progress=False))
+    assert f.result_.history["monitor"][0] == (0, 0.0)
+    assert "this is the start" in f.result_.notes[0]
+
+
+def test_time_that_ends_within_the_schedule_is_told():
+    trainer = Trainer(max_steps=10**6, max_seconds=0.2, progress=False)
+    f = make("jacobian", structure_start=5.0, guard=False).fit(*noise_pair(), trainer=trainer)
+    assert "times as strong as wanted" in f.result_.notes[0]
+    assert not any("strong" in note for note in make("jacobian").fit(*noise_pair(), trainer=TRAINER).result_.notes)
+
+
+def test_a_schedule_is_not_resumed_with_other_steps(tmp_path):
+    pair = noise_pair()
+    trainer = Trainer(max_steps=8, checkpoint_dir=tmp_path, resume=True, progress=False)
+    f = make("jacobian", structure_start=5.0, guard=False)
+    f.fit(*pair, trainer=trainer)
+    with pytest.raises(ModelFormatError, match="other max_steps"):
+        f.fit(*pair, trainer=Trainer(max_steps=16, checkpoint_dir=tmp_path, resume=True, progress=False))
+    plain = make("jacobian", guard=False)
+    plain.fit(*pair, trainer=Trainer(max_steps=8, checkpoint_dir=tmp_path / "plain", resume=True, progress=False))
+    longer = Trainer(max_steps=16, checkpoint_dir=tmp_path / "plain", resume=True, progress=False)
+    assert plain.fit(*pair, trainer=longer).result_.n_steps == 16
+
+
+def test_structure_is_asked_of_the_cells_of_every_condition(monkeypatch):
+    rng, seen = np.random.default_rng(0), []
+    codes = rng.integers(0, 4, 400)
+    x = rng.normal(size=(400, 3)) + 10.0 * codes[:, None]
+    monkeypatch.setattr("celltransfer.translators.jacobian.exact_l1", lambda f, x: seen.append(x) or exact_l1(f, x))
+    f = make("jacobian", map="mlp", hidden=(8,), restarts=2)
+    f.fit(x, x, condition_x=codes, condition_y=codes, trainer=Trainer(max_steps=2, progress=False))
+    for points in seen:
+        found = (points * f.module_.scale[0] + f.module_.mean_x).mean(1).div(10).round().clamp(0, 3)
+        assert np.bincount(found.int().numpy(), minlength=4).min() >= 5
+
+
+def test_restarts_of_a_linear_map_are_ranked_by_its_exact_norm():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(200, 90)), rng.normal(size=(200, 5))
+    f = make("jacobian", init="random", restarts=2, weight_structure=0.5).fit(x, y, trainer=TRAINER)
+    norm = float(f.module_.f[0].weight.detach().abs().sum()) / 5
+    assert f.result_.history["constraint"][0][1] == pytest.approx(0.5 * norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("option", ["restarts", "r1_every", "n_probes"])
+def test_numbers_that_are_too_small_are_named(option):
+    with pytest.raises(ConfigError, match=f"{option}=0; it is at least 1"):
+        make("jacobian", **{option: 0}).fit(*noise_pair(), trainer=TRAINER)

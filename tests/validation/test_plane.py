@@ -102,15 +102,25 @@ def rows(found, n=20):
     return pd.DataFrame(made)
 
 
+GOOD = {"both": 20, "both, anchor at random": 19, "matching + sparsity": 5, "matching + anchor": 3}
+GOOD |= {"both, anchor at the centre": 8, "both, one start, no schedule": 10}
+BAD = {"both": 14, "both, anchor at random": 18, "matching + sparsity": 9, "matching + anchor": 20}
+BAD |= {"both, anchor at the centre": 20, "both, one start, no schedule": 20}
+
+
 def test_claims_of_a_theory_that_holds_and_of_one_that_does_not():
-    good = {"both": 20, "both, anchor at random": 19, "matching + sparsity": 5, "matching + anchor": 3}
-    holds = [claim.holds for claim in Plane().claims(rows(good | {"both, anchor at the centre": 8}))]
-    assert holds == [True] * 5
-    bad = {"both": 18, "both, anchor at random": 18, "matching + sparsity": 9, "matching + anchor": 17}
-    claims = Plane().claims(rows(bad | {"both, anchor at the centre": 20}))
-    assert [claim.holds for claim in claims] == [False] * 5
-    assert claims[0].found == "18 of 20 seeds."
+    assert [claim.holds for claim in Plane().claims(rows(GOOD))] == [True] * 6
+    claims = Plane().claims(rows(BAD))
+    assert [claim.holds for claim in claims] == [False] * 6
+    assert claims[0].found == "14 of 20 seeds."
     assert "at most 8" in claims[2].found
+
+
+def test_few_seeds_and_maps_that_did_not_match_tell_nothing():
+    once = Plane().claims(rows({"both": 1, "both, anchor at random": 1}, n=1))
+    assert [claim.holds for claim in once] == [None] * 6
+    failed = rows({}, n=20).assign(energy_distance=5.0)
+    assert [claim.holds for claim in Plane().claims(failed)[2:4]] == [None, None]
 
 
 def test_table_says_how_many_seeds_found_the_map_beside_chance():
