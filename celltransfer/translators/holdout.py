@@ -81,11 +81,11 @@ class HeldOut:
         return float(sum(share * energy_distance(f(x), y) for share, x, y in self.groups))
 
     def sampling_error(self, generator: torch.Generator) -> float:
-        """Standard deviation of the distance between two samples of this size from one law.
+        """Standard deviation of the distance between samples of these sizes from one law, the target's.
 
-        From random halves of the held-out target cells, whose distances spread twice as much.
+        From random halves of the held-out target cells: the distance spreads as the sum of both sides' 1 / size.
         """
-        return float(torch.tensor([self._between_halves(generator) for _ in range(HALVES)]).std()) / 2
+        return float(torch.tensor([self._between_halves(generator) for _ in range(HALVES)]).std())
 
     def source_cells(self, n: int) -> Tensor:
         """About `n` held-out source cells, of all conditions alike, shape (<= n, d)."""
@@ -93,11 +93,13 @@ class HeldOut:
         return cells[:: max(1, len(cells) // n)][:n] if len(self.groups) > 1 else cells[:n]
 
     def _between_halves(self, generator: torch.Generator) -> float:
+        """Distance between halves of the target cells, scaled to the sizes that `distance` compares."""
         total = 0.0
-        for share, _, y in self.groups:
+        for share, x, y in self.groups:
             if len(y) >= 4:
                 order = torch.randperm(len(y), generator=generator, device=y.device)
-                total += share * float(energy_distance(y[order[: len(y) // 2]], y[order[len(y) // 2 :]]))
+                between = float(energy_distance(y[order[: len(y) // 2]], y[order[len(y) // 2 :]]))
+                total += share * between * (1 / len(x) + 1 / len(y)) / (4 / len(y))
         return total
 
 

