@@ -256,6 +256,8 @@ def _unmanaged(figure: Figure | None) -> Figure | None:
 
 
 def mean_sd(values: pd.Series, digits: int = 3) -> str:
-    """Mean and standard deviation over seeds as text."""
+    """Mean and standard deviation over seeds as text; empty where there is no value."""
+    if values.isna().all():
+        return ""
     spread = values.std(ddof=1) if len(values) > 1 else float("nan")
     return f"{values.mean():.{digits}f} ± {spread:.{digits}f}"

@@ -117,7 +117,9 @@ class Plane(Suite):
         )
         chance = np.mean([_te(h) for h in SYMMETRIES.values()])
         last = {"found": f"1 in {len(SYMMETRIES)}", "TE": f"{chance:.3f}"}
-        return pd.concat([table, pd.DataFrame(last, index=["chance: a symmetry at random"])]).fillna("")
+        return (
+            pd.concat([table, pd.DataFrame(last, index=["chance: a symmetry at random"])]).fillna("").rename_axis("arm")
+        )
 
     def claims(self, rows: pd.DataFrame) -> list[Claim]:
         """One anchor identifies the map; without one, or without sparsity, chance decides."""
