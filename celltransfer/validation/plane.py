@@ -41,6 +41,8 @@ SYMMETRIES = {
 FOUND = 0.05
 # Held-out energy distance below which the laws count as matched.
 MATCHED = 0.03
+# Cells that are drawn.
+DRAWN = 1000
 # Cells among which the anchor is chosen.
 CANDIDATES = 200
 
@@ -257,7 +259,8 @@ def _scatter(ax: Axes, points: np.ndarray, source: np.ndarray, title: str) -> No
     """Points coloured by angle and radius of their source cell."""
     from matplotlib import colormaps
 
+    points, source = points[:DRAWN], source[:DRAWN]
     angle = np.arctan2(source[:, 1], source[:, 0]) / (2 * np.pi) + 0.5
     ax.scatter(points[:, 0], points[:, 1], c=colormaps["hsv"](angle), s=3, linewidths=0, rasterized=True)
-    ax.set_title(title, fontsize=9)
+    ax.set_title(title, fontsize=7)
     ax.set_aspect("equal")
