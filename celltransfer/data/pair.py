@@ -66,6 +66,13 @@ class ModalityPair:
         return int(self.y.shape[0])
 
     @property
+    def shared_conditions(self) -> np.ndarray:
+        """Codes of the conditions that both modalities have, sorted; none without conditions."""
+        if self.condition_x is None or self.condition_y is None:
+            return np.empty(0, dtype=np.int64)
+        return np.intersect1d(self.condition_x, self.condition_y)
+
+    @property
     def n_anchors(self) -> int:
         """Number of anchor pairs."""
         return len(self.anchors)

@@ -236,6 +236,10 @@ class AdversarialTranslator(TrainedTranslator):
         """Target cells as the discriminator sees them."""
         return (y - self.module_.mean_y) / self.module_.scale[1]
 
+    def anchor_error(self, f: Callable[[Tensor], Tensor], xa: Tensor, ya: Tensor) -> Tensor:
+        """Mean squared miss of the anchors by `f`, over anchors and scaled target features."""
+        return (f(self.scaled_source(xa)) - self.scaled_target(ya)).square().mean()
+
     def check_options(self) -> None:
         """Refuse values that are none of their option's choices, or too small."""
         for name, choices in self.choices.items():

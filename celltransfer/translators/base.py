@@ -107,10 +107,11 @@ class Translator(ABC):
                 f"method={self.name!r} needs {self.min_anchors} or more anchors and got {pair.n_anchors}. "
                 'Pass more anchors, or a method that works without, such as "fgw" or "jacobian".'
             )
-        if _n_shared(pair) < self.min_conditions:
+        n_shared = len(pair.shared_conditions)
+        if n_shared < self.min_conditions:
             raise ConditionError(
                 f"method={self.name!r} matches condition by condition: it needs {self.min_conditions} or more "
-                f"conditions that both modalities have and got {_n_shared(pair)}. Pass conditions= with an obs column "
+                f"conditions that both modalities have and got {n_shared}. Pass conditions= with an obs column "
                 'known for every cell, or a method that works without, such as "jacobian".'
             )
         self.n_features_in_, self.n_features_out_ = int(pair.x.shape[1]), int(pair.y.shape[1])
@@ -191,13 +192,6 @@ def _codes(pair: ModalityPair) -> np.ndarray:
     if pair.condition_x is None or pair.condition_y is None:
         return np.empty(0, dtype=np.int64)
     return np.union1d(pair.condition_x, pair.condition_y)
-
-
-def _n_shared(pair: ModalityPair) -> int:
-    """Number of conditions that occur on both sides."""
-    if pair.condition_x is None or pair.condition_y is None:
-        return 0
-    return len(np.intersect1d(pair.condition_x, pair.condition_y))
 
 
 def _recoded(pair: ModalityPair, codes: np.ndarray) -> ModalityPair:

@@ -100,9 +100,7 @@ def anchor_and_condition_map(pair: ModalityPair) -> tuple[np.ndarray, np.ndarray
 
 def several_conditions(pair: ModalityPair) -> list[int]:
     """Codes of the conditions that both modalities have; none where there is only one to tell apart."""
-    if pair.condition_x is None or pair.condition_y is None:
-        return []
-    shared = np.intersect1d(pair.condition_x, pair.condition_y)
+    shared = pair.shared_conditions
     return [int(code) for code in shared] if len(shared) > 1 else []
 
 

@@ -95,8 +95,7 @@ class CycleGan(AdversarialTranslator):
         if self.gan_weight:
             losses["gan_source"] = self.gan_weight * generator_loss(net.critic(back, codes), self.gan)
         if len(batch.xa) and self.weight_anchor:
-            error = net.f(self.scaled_source(batch.xa)) - self.scaled_target(batch.ya)
-            losses["anchor"] = self.weight_anchor * error.square().mean()
+            losses["anchor"] = self.weight_anchor * self.anchor_error(net.f, batch.xa, batch.ya)
         return losses
 
 

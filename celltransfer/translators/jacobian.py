@@ -23,7 +23,7 @@ from celltransfer.translators.baselines import anchor_and_condition_map, several
 from celltransfer.translators.trained import lowest_monitor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from celltransfer.data.batches import Batch
     from celltransfer.data.pair import ModalityPair
@@ -220,7 +220,7 @@ class JacobianSparse(AdversarialTranslator):
         """Anchor, reconstruction and, for a map that is not linear, structure."""
         net, losses = self.module_, {}
         if len(batch.xa) and self.weight_anchor:
-            losses["anchor"] = self.weight_anchor * self._anchor_error(net.f, batch.xa, batch.ya)
+            losses["anchor"] = self.weight_anchor * self.anchor_error(net.f, batch.xa, batch.ya)
         if net.reconstructor is not None and self.weight_inverse:
             losses["inverse"] = self.weight_inverse * (net.reconstructor(fake) - x).square().mean()
         if self.weight_structure and not self._proximal:
@@ -259,7 +259,7 @@ class JacobianSparse(AdversarialTranslator):
         net, (xa, ya) = self.module_, (a.to(self.module_.scale.device) for a in self._anchors)
         held, constraint = self._held, 0.0
         if len(xa):
-            constraint = self.weight_anchor * float(self._anchor_error(net.translate, xa, ya))
+            constraint = self.weight_anchor * float(self.anchor_error(net.translate, xa, ya))
         x = self.scaled_source(xa) if held is None else held.source_cells(EXACT_CELLS)
         if self.weight_structure and len(x):
             constraint += self.weight_structure * float(self._structure(x, net.f(x)))
@@ -319,9 +319,6 @@ class JacobianSparse(AdversarialTranslator):
             return exact_l1(f, spaced[:EXACT_CELLS])
         step = 1e-2 if kind == "difference" else None
         return probe_l1(f, points, n_probes=self.n_probes, s=self.probe_size, step=step, generator=self.generator_)
-
-    def _anchor_error(self, f: Callable[[Tensor], Tensor], xa: Tensor, ya: Tensor) -> Tensor:
-        return (f(self.scaled_source(xa)) - self.scaled_target(ya)).square().mean()
 
     def _ridge_start(self, pair: ModalityPair) -> bool:
         known = pair.n_anchors > 0 or bool(several_conditions(pair))

@@ -181,8 +181,7 @@ class A549OneAnchor(Suite):
         if job["arm"] in CONTROLS:
             return measure(problem, control(problem, job["arm"], job["seed"])), {}
         arm = (ARMS | MORE_ARMS)[job["arm"]]
-        steps = (ARMS | MORE_ARMS)[job["arm"]].epochs or self.epochs[self.full]
-        steps *= -(-problem.mdata.mod["rna"].n_obs // 64)
+        steps = (arm.epochs or self.epochs[self.full]) * -(-problem.mdata.mod["rna"].n_obs // 64)
         leak = job["loaders"] == LEAK
         translator, translate = train(problem, arm, leak=leak, steps=steps, seed=job["seed"], device=self.device)
         ended = {"status": translator.result_.status.value}
