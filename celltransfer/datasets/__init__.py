@@ -1,4 +1,4 @@
-"""Co-assayed single-cell datasets with checked downloads, simulated ones with known truth, and a few image sets.
+"""Co-assayed single-cell datasets with checked downloads, simulated ones with known truth, images, and a table.
 
 Every set of cells is a :class:`mudata.MuData` whose labels, split and condition columns stand under the same name in
 ``mdata.obs`` and in the ``.obs`` of each modality; sparse matrices are CSR ``float32``; counts are whole numbers.
@@ -8,9 +8,11 @@ Every set of cells is a :class:`mudata.MuData` whose labels, split and condition
 Every image set is an :class:`anndata.AnnData` with one row of ``uint8`` pixels for each image, row by row of the
 image: ``X`` of shape ``(n_obs, height * width)``, ``obs["label"]``, ``obs["split"]`` where one is published,
 ``uns["image_shape"]`` (height, width) and ``uns["max_value"]``, the value of white.
+A table is an AnnData, too.
 
 Files come from ``settings.data_mirror``, then the cache in ``settings.cache_dir``, then the network, and are
-always checked against the hash in the registry. A built set of cells is cached as ``.h5mu``.
+always checked against the hash in the registry (in ``weather_hannover``, the content is checked instead). A built set
+of cells is cached as ``.h5mu``.
 
 >>> import celltransfer as ct
 >>> ct.datasets.list().set_index("name").loc["a549_scicar", "modalities"]
@@ -49,6 +51,7 @@ __all__ = [
     "snare_cortex",
     "unpair",
     "usps",
+    "weather_hannover",
 ]
 
 # Imported on first use: their modules need numpy, pandas and anndata.
@@ -65,9 +68,9 @@ def list() -> pd.DataFrame:
 
     Returns
     -------
-    Table with columns ``name``, ``kind`` (cells or images), ``title``, ``assay``, ``modalities``, ``n_obs``,
+    Table with columns ``name``, ``kind`` (cells, images or table), ``title``, ``assay``, ``modalities``, ``n_obs``,
     ``pairing``, ``split``, ``labels``, ``condition``, ``licence``, ``citation`` and ``available`` (loads without the
-    network). Images have no ``assay``, ``pairing`` and ``condition``.
+    network). Only cells have ``assay``, ``pairing`` and ``condition``.
     """
     import pandas as pd
 
@@ -94,7 +97,7 @@ def available(name: str) -> bool:
 
 
 def load(name: str, **kwargs: Any) -> MuData | AnnData:
-    """Load a dataset by name: cells as MuData, images as AnnData.
+    """Load a dataset by name: cells as MuData, images and tables as AnnData.
 
     Parameters
     ----------
@@ -229,6 +232,22 @@ def fashion_mnist() -> AnnData:
     Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747.
     """
     return load("fashion_mnist")
+
+
+def weather_hannover() -> AnnData:
+    """Weather at Hannover: 2,191 days from 2015-01-02 to 2020-12-31, 21 columns.
+
+    ``obs``, the temperature in °C that was observed 2 m above the ground, and mean and standard deviation of an
+    ensemble of forecasts for ten quantities: ``t2m`` temperature (°C), ``d2m`` dew point (°C), ``p`` pressure (Pa),
+    ``sr`` radiation (J/m²), ``u10m`` and ``v10m`` wind to the east and north, ``ws10m`` its speed and ``wg10m`` gusts
+    (m/s), ``r2m`` relative humidity and ``tcc`` cloud cover (0 to 1). ``var``: ``quantity``, ``statistic``. Rows are
+    named by date; ``obs``: ``year``, ``day_of_year``.
+
+    References
+    ----------
+    Jobst, Möller & Groß 2023, Zenodo 8127734; the station is an example of their R package gamvinereg.
+    """
+    return load("weather_hannover")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""From a registry entry to its files and its data: mirror, then cache, then network, always by hash.
+"""From a registry entry to its files and its data: mirror, then cache, then network, by hash wherever one is known.
 
 Nothing is ever half there: downloads and built datasets are written under another name and moved into place.
 """
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 def load(entry: Entry, **kwargs: Any) -> MuData | AnnData:
-    """Build a dataset, or read it from the cache of built ones; images are built in less time than they are read.
+    """Build a dataset, or read it from the cache of built ones; only cells take longer to build than to read.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def _generate(name: str, build: Callable[..., MuData | AnnData], kwargs: dict[st
 
 
 def export(entry: Entry, path: Path) -> MuData | AnnData:
-    """Load a dataset and write it to a file: cells as MuData, ``.h5mu``, images as AnnData, ``.h5ad``.
+    """Load a dataset and write it to a file: cells as MuData, ``.h5mu``, all else as AnnData, ``.h5ad``.
 
     Raises
     ------
@@ -149,6 +149,8 @@ def _find(file: RemoteFile) -> tuple[Path, str] | None:
 def _hash(path: Path, like: str) -> str:
     """Hash of a file, of the kind and length of ``like``; see :class:`celltransfer.datasets.registry.RemoteFile`."""
     kind, _, digits = like.partition(":")
+    if kind == "git_commit":  # There is none to compare with.
+        return like
     content = path.read_bytes()
     if kind == "git_blob":
         content, algorithm = b"blob %d\0" % len(content) + content, "sha1"
@@ -161,7 +163,7 @@ def _download(file: RemoteFile) -> Path:
     import pooch
 
     path = cache_path(file)
-    known_hash = None if file.hash.startswith("git_blob:") else file.hash
+    known_hash = None if file.hash.startswith("git_") else file.hash
     try:
         downloader = pooch.HTTPDownloader(progressbar=_show_progress(), timeout=TIMEOUT)
         source = pooch.create(

@@ -101,10 +101,14 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def read_rda(path: Path) -> dict[str, Any]:
-    """Objects of an R data file by name; ``dgCMatrix`` becomes ``(csc_matrix, row names, column names)``."""
+    """Objects of an R data file by name; a date is a number.
+
+    ``dgCMatrix`` becomes ``(csc_matrix, row names, column names)``.
+    """
     import rdata
 
-    classes = {**rdata.conversion.DEFAULT_CLASS_MAP, "dgCMatrix": _dgc_matrix}
+    times = dict.fromkeys(("Date", "POSIXct", "POSIXt"), lambda value, _: value)
+    classes = {**rdata.conversion.DEFAULT_CLASS_MAP, **times, "dgCMatrix": _dgc_matrix}
     return rdata.conversion.convert(rdata.parser.parse_file(path), constructor_dict=classes)
 
 

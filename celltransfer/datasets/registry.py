@@ -20,6 +20,7 @@ _HASHES = {
     "sha256": re.compile(r"[0-9a-f]{64}"),
     "md5": re.compile(r"[0-9a-f]{32}"),
     "git_blob": re.compile(r"[0-9a-f]{8,40}"),
+    "git_commit": re.compile(r"[0-9a-f]{40}"),
 }
 _TYPES = ("files", "generated")
 
@@ -38,6 +39,8 @@ class RemoteFile:
         Where it is downloaded from.
     hash
         ``sha256:`` and its SHA-256, ``md5:`` and its MD5, or ``git_blob:`` and leading digits of its git blob SHA-1.
+        ``git_commit:`` and the commit in its url where no hash of the file is known: nothing is checked then but
+        what its builder checks.
     bytes
         Its size, if known.
     alternative
@@ -65,7 +68,8 @@ class Entry:
     """One dataset of the registry; the fields are the keys of its YAML file.
 
     ``kind`` says which keys there are besides those that every dataset has. ``cells`` is a co-assay, which loads as
-    MuData; ``images`` has the one modality ``image`` of ``image_shape`` (height, width), and loads as AnnData.
+    MuData; ``images`` has the one modality ``image`` of ``image_shape`` (height, width), and loads as AnnData; so does
+    ``table``, whose ``columns`` are given with their means.
     ``files`` may name a file of another dataset, which is then that dataset's :class:`RemoteFile`.
     ``test_indices`` are the cells of a published test split, as row positions.
     """
@@ -91,6 +95,7 @@ class Entry:
     condition: str | None = None
     genome: str | None = None
     image_shape: tuple[int, ...] = ()
+    columns: Mapping[str, float] = field(default_factory=dict)
     notes: str = ""
     doi: tuple[str, ...] = ()
     files: tuple[RemoteFile, ...] = ()
@@ -116,6 +121,7 @@ _KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("condition", "genome", "test_indices"),
     ),
     "images": (("image_shape",), ()),
+    "table": (("columns",), ()),
 }
 
 
@@ -215,6 +221,7 @@ def _remote_file(where: str, dataset: str, file: dict[str, Any]) -> RemoteFile:
     _require(_is_plain(file.get("folder", dataset)), where, f"files: {name}: folder", "a plain folder name")
     _require(isinstance(url, str) and url.startswith("https://"), where, f"files: {name}: url", "an https address")
     known = _hash(where, f"files: {name}", file)
+    _require(str(file.get("git_commit", "")) in str(url), where, f"files: {name}: git_commit", "in the url")
     if alternative is not None:
         key = f"files: {name}: alternative"
         _require(set(alternative) == {"name", "sha256"}, where, key, "name and sha256")
@@ -250,7 +257,7 @@ def _entry(where: str, entry: dict[str, Any], by_name: Mapping[tuple[str, str], 
     return Entry(
         **{
             **entry,
-            **(_image_keys if entry.get("kind") == "images" else _cell_keys)(where, entry),
+            **_KEYS[entry.get("kind", "cells")](where, entry),
             "doi": tuple(entry.get("doi", ())),
             "files": tuple(by_name[reference] for reference in references),
         }
@@ -275,3 +282,13 @@ def _image_keys(where: str, entry: dict[str, Any]) -> dict[str, Any]:
     valid = isinstance(sides, list) and len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
     _require(valid, where, "image_shape", "two positive integers, height and width")
     return {"image_shape": tuple(sides), "shape": {"image": (entry["n_obs"], sides[0] * sides[1])}}
+
+
+def _table_keys(where: str, entry: dict[str, Any]) -> dict[str, Any]:
+    columns = entry["columns"]
+    valid = isinstance(columns, dict) and all(isinstance(mean, (int, float)) for mean in columns.values())
+    _require(valid and bool(columns), where, "columns", "names and means")
+    return {"modalities": ("table",), "shape": {"table": (entry["n_obs"], len(columns))}}
+
+
+_KEYS = {"cells": _cell_keys, "images": _image_keys, "table": _table_keys}

@@ -11,7 +11,8 @@ from celltransfer.errors import ConfigError, DatasetError
 
 CELLS = ["a549_scicar", "a549_scicar_peaks", "pbmc10k_cite", "pbmc68k_panels", "scgem", "simulate", "snare_cortex"]
 IMAGES = ["digits", "fashion_mnist", "mnist", "usps"]
-NAMES = sorted(CELLS + IMAGES)
+TABLES = ["weather_hannover"]
+NAMES = sorted(CELLS + IMAGES + TABLES)
 
 
 def text(base: str = "scgem", /, **changes: object) -> dict[str, str]:
@@ -34,10 +35,10 @@ def test_entries_agree_with_themselves(name):
     assert callable(getattr(ct.datasets, name))
     assert {shape[0] for shape in entry.shape.values()} == {entry.n_obs}
     assert len(entry.modalities) == (2 if name in CELLS else 1)
-    assert entry.kind == ("cells" if name in CELLS else "images")
+    assert entry.kind == ("cells" if name in CELLS else "images" if name in IMAGES else "table")
     assert all(isinstance(value, str) for value in entry.describe().values())
     for file in entry.files:
-        assert file.hash.partition(":")[0] in {"sha256", "md5", "git_blob"}
+        assert file.hash.partition(":")[0] in {"sha256", "md5", "git_blob", "git_commit"}
         assert file.dataset in NAMES
 
 
@@ -60,6 +61,7 @@ def test_a_file_of_another_dataset_is_the_same_file():
 
 
 GOOD_FILE = {"name": "a.txt", "url": "https://example.org/a.txt", "sha256": "0" * 64}
+URL = {key: GOOD_FILE[key] for key in ("name", "url")}
 
 
 @pytest.mark.parametrize(
@@ -77,17 +79,19 @@ GOOD_FILE = {"name": "a.txt", "url": "https://example.org/a.txt", "sha256": "0" 
         ({"files": []}, "'files' must be given for type 'files'"),
         ({"files": ["a.txt"]}, "'files' must be a list of mappings"),
         ({"files": [{**GOOD_FILE, "sha256": "ABC"}]}, "must be a lower-case hash"),
-        ({"files": [{**GOOD_FILE, "git_blob": "12345678"}]}, "given one of sha256, md5, git_blob"),
-        ({"files": [{key: GOOD_FILE[key] for key in ("name", "url")}]}, "given one of sha256, md5, git_blob"),
+        ({"files": [{**GOOD_FILE, "git_blob": "12345678"}]}, "given one of sha256, md5, git_blob, git_commit"),
+        ({"files": [URL]}, "given one of sha256, md5, git_blob, git_commit"),
         ({"files": [{**GOOD_FILE, "url": "http://example.org"}]}, "must be an https address"),
         ({"files": [{**GOOD_FILE, "name": "../a.txt"}]}, "must be a plain file name"),
         ({"files": [{**GOOD_FILE, "crc": "0"}]}, "unknown keys"),
         ({"files": [{"name": "a.txt", "url": GOOD_FILE["url"], "md5": "0" * 31}]}, "md5' must be a lower-case hash"),
         ({"files": [{**GOOD_FILE, "folder": "../x"}]}, "folder' must be a plain folder name"),
         ({"files": [{**GOOD_FILE, "alternative": {"name": "b"}}]}, "alternative' must be name and sha256"),
-        ({"kind": "sounds"}, "'kind' must be one of cells, images"),
+        ({"kind": "sounds"}, "'kind' must be one of cells, images, table"),
         ({"kind": "images"}, "'image_shape' must be given for kind 'images'"),
         ({"image_shape": [8, 8]}, "'image_shape' must be one of"),
+        ({"files": [{**URL, "git_commit": "0" * 40}]}, "git_commit' must be in the url"),
+        ({"files": [{**URL, "git_commit": "0" * 8}]}, "git_commit' must be a lower-case hash"),
         ({"files": [{"dataset": "elsewhere", "name": "a.txt"}]}, "elsewhere/a.txt is not"),
     ],
 )
@@ -110,6 +114,12 @@ def test_malformed_entries_are_refused(changes, message):
 def test_malformed_image_entries_are_refused(changes, message):
     with pytest.raises(DatasetError, match=message):
         registry.parse(text("digits", **changes))
+
+
+@pytest.mark.parametrize("columns", [[], {}, ["obs"], {"obs": "warm"}])
+def test_a_table_has_columns_with_means(columns):
+    with pytest.raises(DatasetError, match="'columns' must be names and means"):
+        registry.parse(text("weather_hannover", columns=columns))
 
 
 @pytest.mark.parametrize("content", ["{", "[1, 2]"])
