@@ -226,6 +226,7 @@ _BUILTIN: dict[str, str] = {
     "chance": "celltransfer.translators.baselines",
     "condition_mean": "celltransfer.translators.baselines",
     "fgw": "celltransfer.translators.gromov",
+    "ieot_energy": "celltransfer.translators.energy",
 }
 _REGISTERED: dict[str, type[Translator]] = {}
 
