@@ -64,9 +64,9 @@ class Model(nn.Module, ABC):
         return None
 
     @torch.no_grad()
-    def held_out_score(self, x: Tensor, y: Tensor) -> float:
+    def held_out_score(self, x: Tensor, y: Tensor, by: str = "likelihood") -> float:
         """What stopping is judged by, lower is better: minus the likelihood, or the energy score."""
-        found = self.log_prob(x, y)
+        found = self.log_prob(x, y) if by == "likelihood" else None
         if found is not None:
             return -float(found.mean())
         return float(laws.energy_score(self.draw(x, JUDGED_BY).numpy(), y.numpy()).mean())
@@ -94,7 +94,7 @@ class Regression(Model):
         return self.net(x).expand(n, -1, -1)
 
     @torch.no_grad()
-    def held_out_score(self, x: Tensor, y: Tensor) -> float:
+    def held_out_score(self, x: Tensor, y: Tensor, by: str = "") -> float:
         """Squared error."""
         return float(mse_loss(self.net(x), y))
 

@@ -64,10 +64,10 @@ def frechet_distance(samples: np.ndarray, truth: Truth) -> np.ndarray:
     return np.array([_frechet(ours, true) for ours, true in _cells(samples, truth)])
 
 
-def modes_found(samples: np.ndarray, modes: np.ndarray, radius: float, least: float = LEAST) -> np.ndarray:
+def modes_found(samples: np.ndarray, modes: np.ndarray, radius: float | np.ndarray, least: float = LEAST) -> np.ndarray:
     """Whether each source's law has at least the share `least` of its samples near every mode.
 
-    A sample is near its nearest mode if it is not further than `radius` from it.
+    A sample is near its nearest mode if it is not further than the mode's `radius` from it.
 
     Parameters
     ----------
@@ -75,7 +75,9 @@ def modes_found(samples: np.ndarray, modes: np.ndarray, radius: float, least: fl
         Shape (n, cells, D).
     modes
         The modes of the truth, shape (modes, cells, D).
-    radius, least
+    radius
+        One for all, or of every mode, shape (modes, cells).
+    least
         See above.
 
     Returns
@@ -84,7 +86,8 @@ def modes_found(samples: np.ndarray, modes: np.ndarray, radius: float, least: fl
     """
     distance = np.linalg.norm(samples[None] - modes[:, None], axis=3)
     nearest = distance.argmin(axis=0) == np.arange(len(modes))[:, None, None]
-    return ((nearest & (distance <= radius)).mean(axis=1) >= least).all(axis=0)
+    radii = np.broadcast_to(radius, modes.shape[:2])[:, None]
+    return ((nearest & (distance <= radii)).mean(axis=1) >= least).all(axis=0)
 
 
 def _cells(samples: np.ndarray, truth: Truth) -> Iterator[tuple[np.ndarray, np.ndarray]]:
