@@ -46,6 +46,8 @@ class Translator(ABC):
         open.
     needs_condition
         Whether `_translate` needs the codes of the cells, once fitted with conditions.
+    gives_distribution
+        Whether it is a `ConditionalTranslator`, which knows the law of the target cell and not its mean alone.
     n_features_in_, n_features_out_
         Source and target dimension, set by `fit`.
     condition_codes_
@@ -61,6 +63,7 @@ class Translator(ABC):
     uses_conditions: ClassVar[bool] = False
     needs_condition: ClassVar[bool] = False
     matches_distributions: ClassVar[bool] = False
+    gives_distribution: ClassVar[bool] = False
 
     n_features_in_: int
     n_features_out_: int
@@ -135,7 +138,7 @@ class Translator(ABC):
             raise FeatureError(f"The cells have {width} features; this translator was fitted on {self.n_features_in_}.")
         if condition is not None and len(condition) != n:
             raise ConditionError(f"There are {len(condition)} condition codes for {n} cells.")
-        codes = _recode(condition, self.condition_codes_)
+        codes = recode(condition, self.condition_codes_)
         out = np.empty((n, self.n_features_out_), dtype=np.float32)
         for start in range(0, n, batch_size):
             block = slice(start, start + batch_size)
@@ -198,7 +201,7 @@ def _recoded(pair: ModalityPair, codes: np.ndarray) -> ModalityPair:
     """The same with condition codes counted from 0, so that what is built per code is no larger than needed."""
     if not len(codes):
         return pair
-    return replace(pair, condition_x=_recode(pair.condition_x, codes), condition_y=_recode(pair.condition_y, codes))
+    return replace(pair, condition_x=recode(pair.condition_x, codes), condition_y=recode(pair.condition_y, codes))
 
 
 def _unconditional(pair: ModalityPair) -> ModalityPair:
@@ -206,7 +209,7 @@ def _unconditional(pair: ModalityPair) -> ModalityPair:
     return replace(pair, condition_x=None, condition_y=None, conditions=())
 
 
-def _recode(condition: np.ndarray | None, codes: np.ndarray) -> np.ndarray | None:
+def recode(condition: np.ndarray | None, codes: np.ndarray) -> np.ndarray | None:
     """Position of every code among `codes`, -1 for one that is not there; ``None`` where there are no conditions."""
     if condition is None or not len(codes):
         return None
@@ -219,6 +222,7 @@ T = TypeVar("T", bound=type[Translator])
 # Built-in methods by name; their modules are imported on first use, so that listing them costs nothing.
 _BUILTIN: dict[str, str] = {
     "jacobian": "celltransfer.translators.jacobian",
+    "ieot": "celltransfer.translators.ieot",
     "cyclegan": "celltransfer.translators.cycle",
     "dimension": "celltransfer.translators.cycle",
     "ridge": "celltransfer.translators.baselines",

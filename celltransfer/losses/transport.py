@@ -1,0 +1,75 @@
+"""The semi-supervised loss of inverse entropic optimal transport."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from celltransfer.nn.mixture import TiltedMixture
+
+
+def semi_supervised(
+    model: TiltedMixture,
+    x: Tensor,
+    y: Tensor,
+    anchor_x: Tensor,
+    anchor_y: Tensor,
+    *,
+    weight_unpaired: Tensor | float,
+    condition: Tensor | None = None,
+    condition_anchor: Tensor | None = None,
+    share: float = 0.0,
+    anchor_weights: Tensor | None = None,
+) -> Tensor:
+    r"""Conditional likelihood of anchors, with the expectations that need no pairs taken over unpaired cells too.
+
+    .. math::
+        L_\lambda = E_a[-\log \pi(y|x)] + \lambda \{ E_a f - E_q f + E_p \log Z - E_a \log Z \}
+
+    a: anchors, p and q: source and target cells. In the limit of many cells the braces vanish, so every lambda has
+    the same minimiser; with few anchors they replace noisy averages by good ones. lambda = 0 is the likelihood of the
+    anchors, 1 the loss of the paper (equation 14).
+
+    Two things keep it from being a likelihood for lambda > 0, and it is sound only where both are dealt with. A cost
+    that can single an anchor out pays for its normaliser there only (1 - lambda) + lambda share, so directions
+    overshoot by the inverse of that, without bound for lambda = 1 and share = 0: directions should be linear, or
+    penalised. And f + g with c + g is the same law for any g(y), but changes the loss by lambda (E_a g - E_q g),
+    without bound as well: directions should have mean zero over the source cells, so that no such g is left.
+
+    Parameters
+    ----------
+    model
+        Knows ``potential``, ``cost`` and ``log_z``.
+    x, y
+        Unpaired cells, shapes (n, d) and (m, D).
+    anchor_x, anchor_y
+        Anchors, shapes (k, d) and (k, D); k may be 0.
+    weight_unpaired
+        lambda.
+    condition, condition_anchor
+        Condition codes of the rows of `x` (and of `y`), and of the anchors.
+    share
+        Share of anchors among the cells of p and q. Their part of these expectations is taken from the anchors given:
+        every estimate of E_p log Z holds the anchors, whatever the batch.
+    anchor_weights
+        Weights of the anchors, shape (k,), summing to 1; equal if ``None``.
+
+    Returns
+    -------
+    Tensor
+        The loss in nats, shape ().
+    """
+    lam = weight_unpaired
+    f_unpaired, z_unpaired = model.potential(y, condition).mean(), model.log_z(x, condition).mean()
+    if not len(anchor_x):
+        return lam * (z_unpaired - f_unpaired)
+
+    def mean(values: Tensor) -> Tensor:
+        return values.mean() if anchor_weights is None else values @ anchor_weights
+
+    cost = mean(model.cost(anchor_x, anchor_y))
+    f, z = mean(model.potential(anchor_y, condition_anchor)), mean(model.log_z(anchor_x, condition_anchor))
+    f_all, z_all = share * f + (1 - share) * f_unpaired, share * z + (1 - share) * z_unpaired
+    return cost - (1 - lam) * f - lam * f_all + (1 - lam) * z + lam * z_all

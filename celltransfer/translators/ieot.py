@@ -1,0 +1,320 @@
+"""Semi-supervised inverse entropic OT: the conditional law of the target cell from a few pairs and all cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from celltransfer.data.pair import Matrix, dense
+from celltransfer.errors import ConfigError
+from celltransfer.losses.transport import semi_supervised
+from celltransfer.nn.mixture import TiltedMixture
+from celltransfer.pp.transforms import moments
+from celltransfer.train.outcome import FitResult, Status
+from celltransfer.translators import ieot_settings
+from celltransfer.translators.base import Arrays, register
+from celltransfer.translators.conditional import ConditionalTranslator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from celltransfer.data.batches import Batch
+    from celltransfer.data.pair import ModalityPair
+    from celltransfer.translators.ieot_settings import Settings
+
+# Target cells that the mixture is started from, and cells a side that settings are compared on and the loss monitored.
+START_CELLS, MONITOR_CELLS = 5000, 2000
+# How much of a feature's own scale is taken out: source features keep theirs, so that leading components count most;
+# target features are brought halfway to one scale.
+SOURCE_POWER, TARGET_POWER = 0.0, 0.5
+TOWERS = ("linear", "residual", "mlp")
+# Weight of the square of the mean direction, where towers are not linear and it is not zero by itself.
+CENTRING = 10.0
+# Added to Adam's denominator: the mixture starts at a stationary point, where gradients are rounding and have no sign.
+EPSILON = ieot_settings.EPSILON
+# Share of the loss by which it may still have moved over the last quarter of the steps when a fit has converged.
+SETTLED = 0.01
+
+
+class ScaledLaw(nn.Module):
+    """A `TiltedMixture` on scaled features, and the scales.
+
+    Attributes
+    ----------
+    law
+        Density of scaled target features given scaled source features.
+    mean_x, factor_x, mean_y, factor_y
+        Scaled features are (value - mean) * factor.
+    """
+
+    mean_x: Tensor
+    factor_x: Tensor
+    mean_y: Tensor
+    factor_y: Tensor
+
+    def __init__(self, law: TiltedMixture, d: int, out: int) -> None:
+        super().__init__()
+        self.law = law
+        for name, width in (("x", d), ("y", out)):
+            self.register_buffer(f"mean_{name}", torch.zeros(width))
+            self.register_buffer(f"factor_{name}", torch.ones(width))
+
+    def set_scales(self, x: Matrix, y: Matrix) -> None:
+        """Centre features, and take part of their scales out."""
+        for name, matrix, power in (("x", x, SOURCE_POWER), ("y", y, TARGET_POWER)):
+            mean, sd = moments(matrix)
+            positive = sd[sd > 0]
+            typical = float(positive.mean()) if len(positive) else 1.0
+            relative = np.where(sd > 0, sd / typical, 1.0)
+            getattr(self, f"mean_{name}").copy_(torch.as_tensor(mean))
+            getattr(self, f"factor_{name}").copy_(torch.as_tensor(relative**-power / typical))
+
+    def source(self, x: Tensor) -> Tensor:
+        """Scale source features."""
+        return (x - self.mean_x) * self.factor_x
+
+    def target(self, y: Tensor) -> Tensor:
+        """Scale target features."""
+        return (y - self.mean_y) * self.factor_y
+
+    def unscaled(self, y: Tensor) -> Tensor:
+        """Inverse of `target`."""
+        return y / self.factor_y + self.mean_y
+
+
+@register
+class IEOT(ConditionalTranslator):
+    r"""Conditional law :math:`\pi(y|x) \propto e^{f(y) - c(x, y)}` of the target cell, in closed form.
+
+    The potential f is a Gaussian mixture that starts at the target cells; the cost c tilts it by directions that are
+    linear in x and start at zero. So a source cell is translated to the target cells, reweighted and shifted, and
+    without evidence to all of them. See `celltransfer.nn.mixture.TiltedMixture` for the law and
+    `celltransfer.losses.transport.semi_supervised` for the loss, and for why directions are linear and have no bias.
+
+    What the options leave open is chosen by the likelihood of left-out anchors, and said in ``result_.notes``.
+
+    Where conditions are known, the weights of the mixture have a row per condition, which the unpaired target cells
+    determine, so that a cell is translated to the target cells of its condition even without any anchor.
+
+    Reference: inverse entropic optimal transport, equations 14, 17 to 20, Propositions 3.1 and 3.2.
+
+    Parameters
+    ----------
+    n_potential, n_cost
+        Components N of the potential and M of the cost.
+    towers
+        ``"linear"``, ``"residual"`` (linear plus a network that starts at zero) or ``"mlp"``.
+    hidden
+        Widths of the hidden layers of the latter two.
+    weight_unpaired
+        lambda of the loss: 0 is the likelihood of the anchors, 1 the loss of the paper.
+    penalty
+        Ridge penalty on the weights of the towers, divided by the number of anchors.
+    floor
+        Smallest variance of a component, in scaled features whose variance is about 1.
+    lr
+        Learning rate of Adam; it declines to 0 over the second half of the steps.
+    optimizers
+        ``"one"``, on the sum; or ``"two"``, the paper's: one steps on the anchors' term and one on the unpaired ones,
+        both on all parameters, which throws the relative size of the terms away. For comparison only.
+    """
+
+    name = "ieot"
+    uses_conditions = True
+    needs_condition = True
+    training: ClassVar[dict[str, Any]] = {"max_steps": 400, "batch_size": 256, "check_every": 50}
+
+    module_: ScaledLaw
+    settings_: Settings
+
+    def __init__(
+        self,
+        *,
+        n_potential: int | None = None,
+        n_cost: int = 1,
+        towers: str = "linear",
+        hidden: Sequence[int] = (64,),
+        weight_unpaired: float | None = None,
+        penalty: float | None = None,
+        floor: float = 0.05,
+        lr: float = 0.02,
+        optimizers: str = "one",
+    ) -> None:
+        self.n_potential, self.n_cost = n_potential, n_cost
+        self.towers, self.hidden = towers, hidden
+        self.weight_unpaired, self.penalty, self.floor = weight_unpaired, penalty, floor
+        self.lr, self.optimizers = lr, optimizers
+
+    def log_prob(self, x: Matrix, y: Matrix, condition: np.ndarray | None = None) -> np.ndarray:
+        """Log density of target cells given source cells, rows that belong together, shape (cells,), in nats.
+
+        Of the features as they are given, not of scaled ones.
+        """
+        rows = iter(np.array_split(dense(y), range(2048, x.shape[0], 2048)))
+
+        def density(block: Tensor, codes: Tensor | None) -> Tensor:
+            module = self.module_
+            own = torch.as_tensor(next(rows), device=block.device)
+            scaled = module.law.log_prob(module.source(block), module.target(own), codes)
+            return scaled + module.factor_y.log().sum()
+
+        return np.concatenate(list(self._blocks(density, x, condition, 2048)))
+
+    def responsibilities(self, x: Matrix, condition: np.ndarray | None = None) -> np.ndarray:
+        """Weights of the components of the law of each cell, shape (cells, M, N); they sum to 1."""
+        weigh = lambda block, codes: self.module_.law.responsibilities(self.module_.source(block), codes)  # noqa: E731
+        return np.concatenate(list(self._blocks(weigh, x, condition, 2048)))
+
+    def build(self) -> ScaledLaw:
+        """Networks from the configuration and the settings."""
+        law = TiltedMixture(
+            self.n_features_in_,
+            self.n_features_out_,
+            self.settings_.n_potential,
+            self.n_cost,
+            towers=self.towers,
+            hidden=self.hidden,
+            n_conditions=self.n_conditions_,
+            floor=self.floor,
+        )
+        return ScaledLaw(law, self.n_features_in_, self.n_features_out_)
+
+    def configure(self, pair: ModalityPair, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Choose the settings, build the law and start it at the target cells."""
+        self.check_options()
+        rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator, device=generator.device)))
+        self.settings_ = ieot_settings.choose(self, pair, rng)
+        self.module_ = self.build()
+        self.module_.set_scales(pair.x, pair.y)
+        view = ieot_settings.Cells.sample(self.module_, pair, rng, START_CELLS)
+        self.module_.law.set_potential(*view.mixture(self.settings_.n_potential, self.floor, self.n_conditions_))
+        device = generator.device
+        self._watched = ieot_settings.Cells.sample(self.module_, pair, rng, MONITOR_CELLS).to(device)
+        self._share = pair.n_anchors / pair.n_source
+        self._k = max(pair.n_anchors, 1)
+        return np.arange(pair.n_source), np.arange(pair.n_target)
+
+    def players(self) -> dict[str, Optimizer]:
+        """One Adam on the sum; or two, each with a term of its own."""
+        parameters = [p for p in self.module_.parameters() if p.requires_grad]
+        names = ["law"] if self.optimizers == "one" else ["anchors", "cells"]
+        self._optimizers = {name: Adam(parameters, lr=self.lr, eps=EPSILON) for name in names}
+        return dict(self._optimizers)
+
+    def losses(self, player: str, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The loss and the penalty; or one term of the paper's loss."""
+        law, source, target = self.module_.law, self.module_.source, self.module_.target
+        if player == "anchors":
+            return {"anchors": law.cost(source(batch.xa), target(batch.ya)).mean() if len(batch.xa) else _nothing(law)}
+        if player == "cells":
+            return {"cells": law.log_z(source(batch.x), batch.condition).mean() - law.potential(target(batch.y)).mean()}
+        for optimizer in self._optimizers.values():
+            optimizer.param_groups[0]["lr"] = self.lr * min(1.0, 2 * (1 - step / self.max_steps_))
+        x = source(batch.x)
+        loss = semi_supervised(
+            law,
+            x,
+            target(batch.y),
+            source(batch.xa),
+            target(batch.ya),
+            weight_unpaired=self.settings_.weight_unpaired,
+            condition=batch.condition,
+            condition_anchor=batch.condition_a,
+            share=self._share,
+        )
+        named = {"loss": loss, "penalty": self.settings_.penalty / self._k * squared_weights(law)}
+        if self.towers != "linear":
+            named["centring"] = CENTRING * mean_direction(law, x).square().sum()
+        return named
+
+    @torch.no_grad()
+    def monitor(self) -> float:
+        """The loss on a fixed sample of cells and all anchors, penalty included."""
+        loss = self._watched.loss(self.module_.law, self.settings_.weight_unpaired, self._share)
+        return float(loss + self.settings_.penalty / self._k * squared_weights(self.module_.law))
+
+    def remarks(self, result: FitResult) -> list[str]:
+        """The settings that left-out anchors chose, and what the fit rests on where there were none."""
+        if result.status is Status.MAX_STEPS and _settled(result):
+            result.status = Status.CONVERGED
+        found = [] if self.settings_.reason is None else [self.settings_.reason]
+        if self._watched.anchor_x is None or not len(self._watched.anchor_x):
+            found.append(
+                "Without anchors only conditions tell source cells apart; within one all have one translation."
+            )
+        return found
+
+    def release(self) -> None:
+        """Drop what only training needed."""
+        for name in ("_watched", "_optimizers", "_share", "_k"):
+            self.__dict__.pop(name, None)
+
+    def predict(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """The conditional mean."""
+        return self.module_.unscaled(self.module_.law.moments(self.module_.source(x), condition)[0])
+
+    def law_sample(self, x: Tensor, n: int, condition: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Exact draws from the mixture."""
+        return self.module_.unscaled(self.module_.law.sample(self.module_.source(x), n, condition, generator))
+
+    def law_covariance(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """Exact covariance of the mixture."""
+        factor = self.module_.factor_y
+        return self.module_.law.covariance(self.module_.source(x), condition) / (factor[:, None] * factor)
+
+    def law_variance(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """Exact variances of the mixture."""
+        return self.module_.law.moments(self.module_.source(x), condition)[1] / self.module_.factor_y**2
+
+    def check_options(self) -> None:
+        """Raise on options that mean nothing."""
+        if self.towers not in TOWERS:
+            raise ConfigError(f"towers={self.towers!r}; method='ieot' knows {', '.join(map(repr, TOWERS))}.")
+        if self.optimizers not in ("one", "two"):
+            raise ConfigError(f"optimizers={self.optimizers!r}; method='ieot' knows 'one' and 'two'.")
+        for name, least in (("n_potential", 1), ("n_cost", 1), ("penalty", 0), ("lr", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name}={value}; expected at least {least}.")
+        if self.floor <= 0:
+            raise ConfigError(f"floor={self.floor}; expected a variance above 0: without one, densities have no bound.")
+        if self.weight_unpaired is not None and not 0 <= self.weight_unpaired <= 1:
+            raise ConfigError(f"weight_unpaired={self.weight_unpaired}; expected a number from 0 to 1.")
+
+    def _state(self) -> Arrays:
+        chosen = np.array([self.settings_.weight_unpaired, self.settings_.penalty])
+        return super()._state() | {"chosen": chosen}
+
+    def _load_state(self, state: Arrays) -> None:
+        weight, penalty = map(float, state.pop("chosen"))
+        self.settings_ = ieot_settings.Settings(len(state["law.centres"]), weight, penalty)
+        super()._load_state(state)
+
+
+def squared_weights(law: TiltedMixture) -> Tensor:
+    """Sum of squares of the towers' weights, biases left out."""
+    towers = [law.direction] if law.gate is None else [law.direction, law.gate]
+    weights = [p for tower in towers for name, p in tower.named_parameters() if name.endswith("weight")]
+    return torch.stack([weight.square().sum() for weight in weights]).sum()
+
+
+def mean_direction(law: TiltedMixture, x: Tensor) -> Tensor:
+    """Mean over source cells of the direction that the gate mixes, shape (D,)."""
+    a, log_v = law.directions(x)
+    return (log_v.exp()[:, :, None] * a).sum(dim=1).mean(dim=0)
+
+
+def _nothing(law: TiltedMixture) -> Tensor:
+    """Zero that depends on the parameters, as a loss without anchors."""
+    return 0.0 * squared_weights(law)
+
+
+def _settled(result: FitResult) -> bool:
+    """Whether the loss no longer moved over the last quarter of the steps."""
+    path = [value for _, value in result.history.get("monitor", [])]
+    late = path[-max(2, len(path) // 4) :]
+    return len(path) > 3 and max(late) - min(late) <= SETTLED * (max(path) - min(path) + 1e-12)

@@ -1,0 +1,249 @@
+"""Settings of inverse entropic OT, chosen by the likelihood of left-out anchors.
+
+All candidates are fitted at once, each without one fold of the anchors: their parameters are stacked, and one step of
+one optimiser is a step of every fit. That costs a fraction of fitting them one after the other.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from celltransfer.data.pair import dense
+from celltransfer.losses.transport import semi_supervised
+
+if TYPE_CHECKING:
+    from celltransfer.data.pair import ModalityPair
+    from celltransfer.nn.mixture import TiltedMixture
+    from celltransfer.translators.ieot import IEOT, ScaledLaw
+
+# Candidates: lambda and penalty are compared together at the first size, then the sizes at the best of these.
+WEIGHTS, PENALTIES, SIZES = (0.03, 0.3, 1.0), (15.0, 60.0, 240.0), (5, 1, 20)
+# What is taken where there are too few anchors to leave any out.
+FEWEST_ANCHORS, DEFAULT_WEIGHT, DEFAULT_PENALTY = 3, 1.0, 60.0
+# Folds at most, steps of the comparison at most, and cells a side in each step.
+FOLDS, STEPS, BATCH = 8, 200, 128
+CELLS = 2000
+EPSILON = 1e-3
+
+
+class Settings(NamedTuple):
+    """Number of components of the potential, lambda, penalty; and how they were found, where they were."""
+
+    n_potential: int
+    weight_unpaired: float
+    penalty: float
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Scaled cells of both sides that share their conditions row by row, and the anchors.
+
+    Attributes
+    ----------
+    x, y
+        Source and target cells, shapes (n, d) and (n, D); with conditions, row i of both has ``condition[i]``.
+    condition
+        Condition codes of the rows, or ``None``.
+    anchor_x, anchor_y, condition_anchor
+        Anchors and their conditions.
+    """
+
+    x: Tensor
+    y: Tensor
+    condition: Tensor | None
+    anchor_x: Tensor
+    anchor_y: Tensor
+    condition_anchor: Tensor | None
+
+    @classmethod
+    def sample(cls, scales: ScaledLaw, pair: ModalityPair, rng: np.random.Generator, size: int) -> Cells:
+        """At most `size` cells a side; with conditions, as many of each on both sides."""
+        rows_x, rows_y = _rows(pair, rng, size)
+        codes = [None if c is None else torch.as_tensor(np.asarray(c)) for c in (pair.condition_x, pair.condition_y)]
+        return cls(
+            scales.source(torch.as_tensor(dense(pair.x[rows_x]))),
+            scales.target(torch.as_tensor(dense(pair.y[rows_y]))),
+            None if codes[0] is None else codes[0][rows_x],
+            scales.source(torch.as_tensor(pair.anchor_x)),
+            scales.target(torch.as_tensor(pair.anchor_y)),
+            None if codes[0] is None else codes[0][pair.anchors[:, 0]],
+        )
+
+    def to(self, device: torch.device) -> Cells:
+        """The same on `device`."""
+        return Cells(*(None if v is None else v.to(device) for v in vars(self).values()))  # type: ignore[arg-type]
+
+    def draw(self, size: int, rng: np.random.Generator) -> Cells:
+        """`size` rows of both sides, drawn independently, of the same conditions."""
+        n = len(self.x)
+        rows = torch.as_tensor(rng.integers(n, size=size))
+        if self.condition is None:
+            return replace(self, x=self.x[rows], y=self.y[torch.as_tensor(rng.integers(n, size=size))])
+        # Row i of both sides has the same condition, and is not the same cell.
+        return replace(self, x=self.x[rows], y=self.y[rows], condition=self.condition[rows])
+
+    def loss(
+        self, law: TiltedMixture, weight_unpaired: Tensor | float, share: float, anchor_weights: Tensor | None = None
+    ) -> Tensor:
+        """`semi_supervised` on these cells."""
+        return semi_supervised(
+            law,
+            self.x,
+            self.y,
+            self.anchor_x,
+            self.anchor_y,
+            weight_unpaired=weight_unpaired,
+            condition=self.condition,
+            condition_anchor=self.condition_anchor,
+            share=share,
+            anchor_weights=anchor_weights,
+        )
+
+    def mixture(self, n_components: int, floor: float, n_conditions: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights (1 + conditions, N), centres (N, D) and variances (N, D) of a mixture fitted to the target cells."""
+        from sklearn.mixture import GaussianMixture
+
+        y = self.y.numpy().astype(np.float64)
+        n = min(n_components, len(y))
+        fitted = GaussianMixture(n, covariance_type="diag", reg_covar=floor, max_iter=50, random_state=0).fit(y)
+        overall, shares = fitted.weights_, fitted.predict_proba(y)
+        # A condition's share of a component is the mean over its cells, drawn a little towards that of all cells.
+        codes = None if self.condition is None else self.condition.numpy()
+        own = [shares[codes == c] for c in range(n_conditions)] if codes is not None else []
+        rows = [overall, *((part.sum(axis=0) + overall) / (len(part) + 1) for part in own)]
+        spare = n_components - n  # fewer cells than components: the rest start at the first ones, with little weight
+        at = np.r_[np.arange(n), np.arange(spare) % n]
+        found = [np.stack(rows)[:, at].clip(1e-6), fitted.means_[at], fitted.covariances_[at]]
+        return tuple(torch.as_tensor(values, dtype=torch.float32) for values in found)  # type: ignore[return-value]
+
+
+def choose(method: IEOT, pair: ModalityPair, rng: np.random.Generator) -> Settings:
+    """Settings that the options of `method` give, the open ones chosen by left-out anchors where there are enough.
+
+    lambda and penalty are chosen together, from 3 x 3 values, then the number of components from 3; a number of
+    folds up to `FOLDS` of the anchors is left out in turn, and the candidate with the highest mean log density of the
+    left-out anchors is taken.
+    """
+    weights = WEIGHTS if method.weight_unpaired is None else (method.weight_unpaired,)
+    penalties = PENALTIES if method.penalty is None else (method.penalty,)
+    sizes = SIZES if method.n_potential is None else (method.n_potential,)
+    if len(weights) * len(penalties) * len(sizes) == 1:
+        return Settings(sizes[0], weights[0], penalties[0])
+    if pair.n_anchors < FEWEST_ANCHORS:
+        given = [
+            DEFAULT_WEIGHT if len(weights) > 1 else weights[0],
+            DEFAULT_PENALTY if len(penalties) > 1 else penalties[0],
+        ]
+        return Settings(sizes[0], given[0], given[1])
+    compare = _Comparison(method, pair, rng)
+    first = [Settings(sizes[0], w, p) for w in weights for p in penalties]
+    found = dict(zip(first, compare.likelihoods(first), strict=True))
+    best = max(found, key=found.__getitem__)
+    others = [best._replace(n_potential=size) for size in sizes[1:]]
+    for other in others:
+        found[other] = compare.likelihoods([other])[0]
+    best = max(found, key=found.__getitem__)
+    reason = (
+        f"Left-out anchors chose weight_unpaired={best.weight_unpaired:g}, penalty={best.penalty:g}, "
+        f"n_potential={best.n_potential} of {len(found)} settings (mean log density {found[best]:.2f}; worst "
+        f"{min(found.values()):.2f})."
+    )
+    return best._replace(reason=reason)
+
+
+class _Comparison:
+    """Fits of several settings on several folds of the anchors, all at once."""
+
+    def __init__(self, method: IEOT, pair: ModalityPair, rng: np.random.Generator) -> None:
+        self.method, self.rng, self.share = method, rng, pair.n_anchors / pair.n_source
+        method.settings_ = Settings(1, DEFAULT_WEIGHT, DEFAULT_PENALTY)
+        scales = method.build()
+        scales.set_scales(pair.x, pair.y)
+        self.cells = Cells.sample(scales, pair, rng, CELLS)
+        k = pair.n_anchors
+        folds = np.array_split(rng.permutation(k), min(k, FOLDS))
+        self.held = torch.zeros(len(folds), k)
+        for i, fold in enumerate(folds):
+            self.held[i, fold] = 1.0
+        self.seed = int(rng.integers(2**31))
+
+    def likelihoods(self, candidates: list[Settings]) -> list[float]:
+        """Mean log density of the anchors under fits without them, of candidates with one number of components."""
+        model, n_folds = self._start(candidates[0]), len(self.held)
+        n = len(candidates) * n_folds
+        held = self.held.repeat(len(candidates), 1)
+        kept = (1 - held) / (1 - held).sum(dim=1, keepdim=True)
+        lam = torch.tensor([c.weight_unpaired for c in candidates]).repeat_interleave(n_folds)
+        penalty = torch.tensor([c.penalty for c in candidates]).repeat_interleave(n_folds)
+        penalty = penalty / (1 - held).sum(dim=1)
+        stacked, _ = stack_module_state([copy.deepcopy(model) for _ in range(n)])
+        self._fit(model, stacked, lam, penalty, kept)
+        found = vmap(lambda p: functional_call(model, p, (self.cells,)))(stacked)
+        found = (found.detach() * held).nan_to_num(nan=-1e9, neginf=-1e9, posinf=-1e9)
+        return (found.reshape(len(candidates), -1).sum(dim=1) / self.held.sum()).tolist()
+
+    def _fit(self, model: _Law, stacked: dict[str, Tensor], lam: Tensor, penalty: Tensor, kept: Tensor) -> None:
+        """`STEPS` steps of all fits, on the same cells."""
+        rng, steps = np.random.default_rng(self.seed), min(STEPS, self.method.max_steps_)
+        parameters = list(stacked.values())
+        optimizer = torch.optim.Adam([p.requires_grad_() for p in parameters], lr=1.5 * self.method.lr, eps=EPSILON)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = 1.5 * self.method.lr * min(1.0, 2 * (1 - step / steps))
+            cells = self.cells.draw(BATCH, rng)
+
+            def one(p: dict[str, Tensor], *fit: Tensor, cells: Cells = cells) -> Tensor:
+                return functional_call(model, p, (cells, fit))
+
+            total = vmap(one)(stacked, lam, penalty, kept).sum()
+            gradients = torch.autograd.grad(total, parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+
+    def _start(self, settings: Settings) -> _Law:
+        self.method.settings_ = settings
+        law = self.method.build().law
+        law.set_potential(*self.cells.mixture(settings.n_potential, self.method.floor, self.method.n_conditions_))
+        return _Law(law, self.share)
+
+
+class _Law(nn.Module):
+    """The law as a function of its parameters: the loss of one fit, or log densities of all anchors."""
+
+    def __init__(self, law: TiltedMixture, share: float) -> None:
+        super().__init__()
+        self.law, self.share = law, share
+
+    def forward(self, cells: Cells, fit: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
+        """The loss of a fit given its lambda, penalty and anchor weights; without, log densities of the anchors."""
+        from celltransfer.translators.ieot import CENTRING, mean_direction, squared_weights
+
+        if fit is None:
+            return self.law.log_prob(cells.anchor_x, cells.anchor_y, cells.condition_anchor)
+        weight_unpaired, penalty, kept = fit
+        loss = cells.loss(self.law, weight_unpaired, self.share, kept) + penalty * squared_weights(self.law)
+        return loss + CENTRING * mean_direction(self.law, cells.x).square().sum()
+
+
+def _rows(pair: ModalityPair, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of both sides, at most `size`; with conditions, of the same condition one by one."""
+    if pair.condition_x is None or pair.condition_y is None:
+        n = min(size, pair.n_source, pair.n_target)
+        return rng.permutation(pair.n_source)[:n], rng.permutation(pair.n_target)[:n]
+    codes = [np.asarray(c) for c in (pair.condition_x, pair.condition_y)]
+    rows: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    total = min(size, pair.n_source, pair.n_target)
+    for code in pair.shared_conditions:
+        own = [np.flatnonzero(c == code) for c in codes]
+        n = max(1, round(total * float(np.mean([(c == code).mean() for c in codes]))))
+        for side in (0, 1):
+            rows[side].append(rng.choice(own[side], size=n, replace=n > len(own[side])))
+    return np.concatenate(rows[0]), np.concatenate(rows[1])
