@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,158 +15,29 @@ from celltransfer.data.pair import dense
 from celltransfer.errors import ConfigError
 from celltransfer.losses.energy import langevin, surrogate
 from celltransfer.nn.blocks import MLP, Residual, update_average
+from celltransfer.nn.energy import LOWEST_PRECISION, Chains, DistanceCost, JointCost, Law
 from celltransfer.pp.transforms import moments
 from celltransfer.regressors import ridge
 from celltransfer.translators import holdout
 from celltransfer.translators.base import register
 from celltransfer.translators.baselines import anchor_map
-from celltransfer.translators.trained import TrainedTranslator
+from celltransfer.translators.conditional import ConditionalTranslator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from celltransfer.data.batches import Batch
-    from celltransfer.data.pair import Matrix, ModalityPair
+    from celltransfer.data.pair import ModalityPair
     from celltransfer.train.outcome import FitResult
 
-# Precisions of a distance cost; the highest is one over the step of the sampler, with which it is stable.
-LOWEST_PRECISION = 0.05
 # Chains whose mean square, in units of the target's variance, is beyond this have run away.
 RUNAWAY = 100.0
-# Precision of the normal law that holds a joint cost together.
-CONFINEMENT = 0.1
+# Samples further from held-out cells than this share of a typical distance between cells are said to be so.
+FAR = 0.05
 # Chains that are sampled at a time, at most.
-_ROWS = 32768
-# Samples from which standard deviations are estimated.
-_SPREAD = 64
-
-
-class Cost(Protocol):
-    """c(x, y), in two parts: what hangs on x alone is computed once for all steps of a chain.
-
-    It has to grow with the square of y, and a potential less, so that exp(f - c) has a finite integral.
-    """
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """What the cost needs of x, shape (batch, d) -> (batch, any)."""
-
-    def start(self, context: Tensor, noise: Tensor) -> Tensor:
-        """Where a new chain starts, from standard normal `noise` (batch, D); same shape."""
-
-    def __call__(self, context: Tensor, y: Tensor) -> Tensor:
-        """Cost, shape (batch,)."""
-
-
-class DistanceCost(nn.Module):
-    """c(x, y) = sum_d precision_d (T_d(x) - y_d)^2 / 2 with a network T.
-
-    Parameters
-    ----------
-    net
-        T, (batch, d) -> (batch, D).
-    n_out
-        D.
-    most
-        Highest precision.
-    """
-
-    def __init__(self, net: nn.Module, n_out: int, most: float) -> None:
-        super().__init__()
-        self.net, self.most = net, most
-        self.log_precision = nn.Parameter(torch.zeros(n_out))
-
-    @property
-    def precision(self) -> Tensor:
-        """Of every target feature, shape (D,)."""
-        return self.log_precision.exp().clamp(LOWEST_PRECISION, self.most)
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """T(x), shape (batch, D)."""
-        return self.net(x)
-
-    def start(self, context: Tensor, noise: Tensor) -> Tensor:
-        """From the law of a flat potential."""
-        return context + noise * self.precision.rsqrt()
-
-    def forward(self, context: Tensor, y: Tensor) -> Tensor:
-        """Cost, shape (batch,)."""
-        return 0.5 * (self.precision * (context - y).square()).sum(1)
-
-
-class JointCost(nn.Module):
-    """c(x, y) = g(x, y) + |y|^2 `CONFINEMENT` / 2 with a network g of both, (batch, d + D) -> (batch, 1)."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """X itself."""
-        return x
-
-    def start(self, context: Tensor, noise: Tensor) -> Tensor:
-        """From the standard normal law."""
-        return noise
-
-    def forward(self, context: Tensor, y: Tensor) -> Tensor:
-        """Cost, shape (batch,)."""
-        return self.net(torch.cat([context, y], dim=1)).squeeze(1) + 0.5 * CONFINEMENT * y.square().sum(1)
-
-
-class Law(nn.Module):
-    """The conditional law of density proportional to exp(f(y) - c(x, y)), of scaled cells."""
-
-    cost: Any
-
-    def __init__(self, cost: nn.Module, potential: nn.Module) -> None:
-        super().__init__()
-        self.cost, self.potential = cost, potential
-
-    def f(self, y: Tensor) -> Tensor:
-        """Potential, shape (batch,)."""
-        return self.potential(y).squeeze(1)
-
-    def energy(self, context: Tensor, y: Tensor) -> Tensor:
-        """C - f, shape (batch,)."""
-        return self.cost(context, y) - self.f(y)
-
-
-class Chains(nn.Module):
-    """Replay buffer: sources x and the ends of their chains y, of which a share starts anew in every step.
-
-    Parameters
-    ----------
-    x, y
-        First sources and ends, shapes (size, d) and (size, D).
-    """
-
-    x: Tensor
-    y: Tensor
-
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("x", x.clone())
-        self.register_buffer("y", y.clone())
-
-    def draw(
-        self, n: int, fresh: Tensor, start: Callable[[Tensor], Tensor], renew: float, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`n` chains: their places, sources and ends so far. A share `renew` has sources out of `fresh` instead.
-
-        `start` gives first values for sources.
-        """
-        device = self.x.device
-        places = torch.randperm(len(self.x), generator=generator, device=device)[:n]
-        x, y = self.x[places], self.y[places]
-        anew = torch.rand(len(places), generator=generator, device=device) < renew
-        chosen = torch.randint(len(fresh), (len(places),), generator=generator, device=device)
-        x = torch.where(anew[:, None], fresh[chosen], x)
-        return places, x, torch.where(anew[:, None], start(x), y)
-
-    @torch.no_grad()
-    def put(self, places: Tensor, x: Tensor, y: Tensor) -> None:
-        """Keep where chains have come to."""
-        self.x[places], self.y[places] = x, y
+ROWS = 32768
+# Samples from which variances are estimated.
+SPREAD = 64
 
 
 class Networks(nn.Module):
@@ -203,7 +75,7 @@ class Networks(nn.Module):
 
 
 @register
-class EnergyIEOT(TrainedTranslator):
+class EnergyIEOT(ConditionalTranslator):
     r"""Inverse entropic optimal transport with free networks: a whole conditional law, of any shape.
 
     .. math:: \pi(y | x) \propto \exp(f(y) - c(x, y))
@@ -212,13 +84,14 @@ class EnergyIEOT(TrainedTranslator):
     chains of the unadjusted Langevin algorithm. The cost c learns from anchors which y belong to which x, the potential
     f from unpaired target cells what target cells look like. Every feature is centred and scaled to unit variance.
 
-    `translate` gives the mean of samples; `sample` gives samples, `std` their spread. The moving average of the
-    networks is sampled. A translation hangs on its own cell and the fit alone: all cells get the same noise, and every
-    noise also with the opposite sign.
+    `translate` gives the mean of samples; `sample` gives samples, `std` and `covariance` their spread. The moving
+    average of the networks is sampled. A translation hangs on its own cell and the fit alone: all cells get the same
+    noise, and every noise also with the opposite sign.
 
-    Energy models are less stable than mixtures with a normaliser: the cost grows quadratically and the potential
-    linearly, so that the law exists whatever the weights are; gradients are clipped; values are penalised; chains that
-    run away end the fit with status "diverged".
+    Energy models are less stable than mixtures with a normaliser. The cost grows quadratically and the potential
+    linearly, so that the law exists whatever the weights are; the cost has no part that hangs on x alone, which would
+    leave the loss without a lower bound; gradients are clipped; values are penalised; chains that run away end the fit
+    with status "diverged".
 
     Reference: semi-supervised inverse entropic optimal transport, appendix A; the sampler: Mokrov et al. 2024.
 
@@ -289,28 +162,24 @@ class EnergyIEOT(TrainedTranslator):
         self.lr, self.decay = lr, decay
         self.samples, self.sample_steps, self.sample_seed = samples, sample_steps, sample_seed
 
-    def sample(self, x: Matrix, n: int, seed: int = 0) -> np.ndarray:
-        """Draw `n` target cells for each source cell, shape (cells, d) -> (n, cells, D), float32, independently."""
-        self._check_fitted()
-        net = self.module_
-        out = np.empty((n, x.shape[0], self.n_features_out_), np.float32)
-        generator = torch.Generator(net.scale_x.device).manual_seed(seed)
-        per_block = max(1, _ROWS // n)
-        for first in range(0, x.shape[0], per_block):
-            rows = slice(first, first + per_block)
-            block = torch.as_tensor(dense(x[rows]), device=net.scale_x.device)
-            shape = (n, len(block), self.n_features_out_)
-            out[:, rows] = self._draw(block, shape, lambda s=shape: _normal(s, generator)).cpu().numpy()  # type: ignore[misc]
-        return out
+    def law_sample(self, x: Tensor, n: int, condition: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Ends of `n` chains of their own for each cell, shape (n, batch, D)."""
+        return self._blockwise(x, n, lambda rows: _normal((n, rows, self.n_features_out_), generator))
 
-    def std(self, x: Matrix) -> np.ndarray:
-        """Standard deviation of target features given the source cell, (cells, d) -> (cells, D), from samples."""
-        return self.sample(x, _SPREAD, self.sample_seed).std(axis=0, ddof=1)
+    def law_covariance(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """Covariance of samples, shape (batch, D, D)."""
+        drawn = self._alike(x, SPREAD)
+        centred = drawn - drawn.mean(0)
+        return torch.einsum("nbi,nbj->bij", centred, centred) / (len(drawn) - 1)
+
+    def law_variance(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """Variance of samples, shape (batch, D)."""
+        return self._alike(x, SPREAD).var(0)
 
     def make_cost(self, d: int, out: int) -> nn.Module:
         """An untrained `Cost` of scaled cells."""
         if self.cost == "joint":
-            return JointCost(MLP(d + out, 1, self.hidden, "silu"))
+            return JointCost(MLP(d + out, 1, self.hidden, "silu"), out)
         if self.cost == "residual":
             return DistanceCost(Residual(d, out, self.hidden, "silu"), out, 1 / self.step)
         net = MLP(d, out, () if self.cost == "linear" else self.hidden, "silu")
@@ -337,9 +206,10 @@ class EnergyIEOT(TrainedTranslator):
         with torch.no_grad():
             layer.weight.copy_((net.scale_x[:, None] * weight / net.scale_y).T)
             layer.bias.copy_(net.target(net.mean_x @ weight + offset))
-            # The part of the target's variance, which is 1, that the map leaves.
+            # The part of the target's variance that the map leaves.
+            variance = (torch.as_tensor(moments(pair.y)[1]) / net.scale_y).square()
             explained = cost.net(net.source(torch.as_tensor(dense(pair.x)))).var(0)
-            cost.log_precision.copy_(-(1 - explained).clamp_min(0.1).log())
+            cost.log_precision.copy_(-(variance - explained).clamp_min(0.1).log())
         return True
 
     def build(self) -> Networks:
@@ -408,13 +278,13 @@ class EnergyIEOT(TrainedTranslator):
         return None if tame else float("inf")
 
     def remarks(self, result: FitResult) -> list[str]:
-        """Whether samples match held-out target cells worse than a normal law with their means and variances does."""
+        """Whether samples are far from held-out target cells, and further than a normal law with their variances is."""
         if not self._held.enough:
             return []
-        own = self._held.distance(lambda x: self._chains(x, (1, len(x), self.n_features_out_), self._noise)[0])
+        own = self._held.distance(lambda x: self._chains(x, lambda: self._noise((1, len(x), self.n_features_out_)))[0])
         normal = self._held.distance(lambda x: self._noise((len(x), self.n_features_out_)))
         result.history |= {"held_out": [(result.n_steps, own)], "held_out_normal": [(result.n_steps, normal)]}
-        if own <= normal:
+        if own <= max(normal, FAR * (2 * self.n_features_out_) ** 0.5):
             return []
         return [
             f"Samples are further from held-out target cells (energy distance {own:.3f}) than a normal law that knows "
@@ -429,33 +299,36 @@ class EnergyIEOT(TrainedTranslator):
             self.__dict__.pop(name, None)
 
     def predict(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        """Mean of samples, with one noise for all cells."""
-        half = (self.samples + 1) // 2
-        generator = torch.Generator(x.device).manual_seed(self.sample_seed)
+        """Mean of samples."""
+        return self._alike(x, self.samples).mean(0)
 
-        def noise() -> Tensor:
-            one = _normal((half, 1, self.n_features_out_), generator)
-            return torch.cat([one, -one]).expand(-1, len(block), -1)
+    def _alike(self, x: Tensor, n: int) -> Tensor:
+        """`n` samples, rounded up to an even number, with one noise for all cells and each noise also negated."""
+        generator = torch.Generator(x.device)
 
-        means, per_block = [], max(1, _ROWS // (2 * half))
-        for block in x.split(per_block):
-            generator.manual_seed(self.sample_seed)
-            means.append(self._draw(block, (2 * half, len(block), self.n_features_out_), noise).mean(0))
-        return torch.cat(means) if means else x.new_empty((0, self.n_features_out_))
+        def noise(rows: int) -> Tensor:
+            one = _normal(((n + 1) // 2, 1, self.n_features_out_), generator)
+            return torch.cat([one, -one]).expand(-1, rows, -1)
 
-    def _draw(self, x: Tensor, shape: tuple[int, ...], noise: Callable[[], Tensor]) -> Tensor:
-        """Samples in the target's own units, shape (n, cells, D)."""
-        net = self.module_
-        return self._chains(net.source(x), shape, lambda _: noise()) * net.scale_y + net.mean_y
+        return self._blockwise(x, n, noise, lambda: generator.manual_seed(self.sample_seed))
 
-    def _chains(self, x: Tensor, shape: tuple[int, ...], noise: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
-        """Samples of the averaged law for scaled cells, each by a chain of its own, shape (n, cells, D)."""
-        law = self.module_.average
+    def _blockwise(
+        self, x: Tensor, n: int, noise: Callable[[int], Tensor], begin: Callable[[], Any] = lambda: None
+    ) -> Tensor:
+        """Samples in the target's own units, shape (n, cells, D), some cells at a time."""
+        net, drawn = self.module_, []
+        for block in x.split(max(1, ROWS // n)):
+            begin()
+            drawn.append(self._chains(net.source(block), partial(noise, len(block))))
+        return torch.cat(drawn, dim=1) * net.scale_y + net.mean_y
+
+    def _chains(self, x: Tensor, noise: Callable[[], Tensor]) -> Tensor:
+        """Samples of the averaged law for scaled cells, each by a chain of its own; of the shape of the noise."""
+        law, first = self.module_.average, noise()
         with torch.no_grad():
-            context = law.cost.prepare(x).repeat(shape[0], 1)
-            first = law.cost.start(context, noise(shape).flatten(0, 1))
-        ends = self._langevin(law, context, first, self.sample_steps, lambda: noise(shape).flatten(0, 1))
-        return ends.view(shape)
+            context = law.cost.prepare(x).repeat(len(first), 1)
+            y = law.cost.start(context, first.flatten(0, 1))
+        return self._langevin(law, context, y, self.sample_steps, lambda: noise().flatten(0, 1)).view(first.shape)
 
     def _langevin(self, law: Law, context: Tensor, y: Tensor, n_steps: int, noise: Callable[[], Tensor]) -> Tensor:
         return langevin(
