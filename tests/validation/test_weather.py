@@ -115,8 +115,9 @@ def test_controls_tell_the_season_but_not_the_week():
     y = np.sin(2 * np.pi * day / 365)[:, :, None] * 3 + rng.normal(size=(*day.shape, 7))
     train = Weeks(rng.normal(size=(len(day), 14)), y, day)
     test = train[np.arange(51)]
-    chance, season = (weather.control(name, train, test) for name in weather.CONTROLS)
+    chance, diagonal, season = (weather.control(name, train, test) for name in weather.CONTROLS)
     assert season["ll"] > chance["ll"]
+    assert season["ll"] > diagonal["ll"]
     assert season["cfd"] < chance["cfd"]
     new_year = Climatology(train).sample(np.array([[364.0]]), 2000)
     assert abs(new_year.mean()) < 0.3  # days on both sides of it count
@@ -136,24 +137,25 @@ def rows(ll, cfd=None, n=5):
 
 
 def good(job):
-    gain = {"ieot": 1.0, "climatology": -2.0, "chance": -3.0}.get(job["method"], 0.0)
+    gain = {"ieot": 1.0, "climatology": -2.0, "chance": -3.0, "chance_diagonal": -3.5}.get(job["method"], 0.0)
     return -9 + gain + 0.01 * job["paired"] + 0.001 * job["unpaired"] * (job["method"] == "ieot")
 
 
 def test_claims_of_a_method_that_does_what_is_said_and_of_one_that_does_not(weeks):
-    assert [claim.holds for claim in Weather().claims(rows(good))] == [True] * 6
+    assert [claim.holds for claim in Weather().claims(rows(good))] == [True] * 8
     worse = rows(lambda job: -good(job) - 20 if job["method"] == "ieot" else good(job))
     claims = Weather().claims(worse)
-    assert [claim.holds for claim in claims] == [False] * 6
-    assert "above at 0 of 12 points, below at 12" in claims[2].found
+    assert [claim.holds for claim in claims] == [False] * 8
+    assert "above at 0 of 12 points, below at 12, and at 12 after" in claims[2].found
+    assert "; worse than " in claims[4].found
 
 
 def test_one_seed_tells_nothing_and_one_better_method_contradicts(weeks):
-    assert [claim.holds for claim in Weather().claims(rows(good, n=1))] == [None] * 6
+    assert [claim.holds for claim in Weather().claims(rows(good, n=1))] == [None] * 8
     flow = rows(lambda job: good(job) + 3 * (job["method"] == "cnf_ss"))
     best = Weather().claims(flow)[3]
     assert best.holds is False
-    assert "of CNF (SS)" in best.found
+    assert best.found.endswith("worse than CNF (SS) after Bonferroni's correction.")
 
 
 def test_table_and_picture_name_every_arm(weeks):
@@ -165,7 +167,7 @@ def test_table_and_picture_name_every_arm(weeks):
     assert (table.loc["CGAN", "log-likelihood"], table.loc["CGAN", "CFD"] != "") == ("", True)
     figure = suite.draw(found, {})
     left, right = figure.axes
-    assert len(left.get_legend().get_texts()) == len(UNPAIRED) + 1
+    assert len(left.get_legend().get_texts()) == len(UNPAIRED) + 1 + len(weather.CONTROLS) + 1
     assert len(right.patches) == len(conditional.NAMES) + 1 + len(weather.CONTROLS)
     assert Weather(full=True).jobs(None)[-1]["seed"] == 19
 
@@ -183,7 +185,7 @@ def test_a_short_run_from_end_to_end(weeks, monkeypatch, tmp_path):
     found = outcome.rows.set_index("method")
     assert found["cfd"].notna().all()
     assert set(found.index[found["ll"].isna()]) == {"cgan", "ugan_l2", "regression"}
-    assert [claim.holds for claim in outcome.claims] == [None] * 6
+    assert [claim.holds for claim in outcome.claims] == [None] * 8
     assert (tmp_path / "picture.png").exists()
 
 
