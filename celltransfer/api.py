@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from celltransfer import pp, translators
 from celltransfer.data import cells
 from celltransfer.data.anchors import Anchors, AnchorsLike, resolve_anchors
-from celltransfer.data.pair import ModalityPair
+from celltransfer.data.pair import ModalityPair, dense
 from celltransfer.errors import CelltransferWarning, ConditionError, ConfigError, ModalityError, VerdictWarning
 from celltransfer.model import TransferModel
 from celltransfer.train.loop import Trainer
@@ -23,6 +23,7 @@ from celltransfer.train.stopping import Clock
 from celltransfer.translators.base import Translator
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from mudata import MuData
 
     from celltransfer.pp import Recipe
@@ -155,8 +156,11 @@ def fit(
     )
     open_question = _unsettled(translator, pair, clock, seed)
     translator.result_.notes += open_question
-    translator.result_.verdict = _judge(translator, pair, trainer, clock, seed) if verdict else _unjudged()
+    refits: list[tuple[Translator, np.ndarray]] = []
+    translator.result_.verdict = _judge(translator, pair, trainer, clock, seed, refits) if verdict else _unjudged()
     translator.result_.verdict.reasons += open_question
+    if translator.gives_distribution:
+        _calibrate(model, pair, training[target], refits, seed)
     _tell(model)
     return model
 
@@ -272,7 +276,15 @@ class _NoEvidence(Exception):
     """The refits cannot tell anything about the fit; the message says why."""
 
 
-def _judge(translator: Translator, pair: ModalityPair, trainer: Trainer, clock: Clock, seed: int) -> Verdict:
+def _judge(
+    translator: Translator,
+    pair: ModalityPair,
+    trainer: Trainer,
+    clock: Clock,
+    seed: int,
+    refits: list[tuple[Translator, np.ndarray]],
+) -> Verdict:
+    """The verdict; leaves in `refits` the fits it rests on, and the anchors that each was fitted without."""
     from celltransfer.metrics.diagnostics import judge
 
     result = translator.result_
@@ -287,7 +299,9 @@ def _judge(translator: Translator, pair: ModalityPair, trainer: Trainer, clock: 
     def refit(without: ModalityPair, fold: int) -> Translator:
         again = translators.make(translator.name, **translator.get_config())
         limited = replace(short, max_seconds=clock.share(folds - fold))
-        return _refitted(again, without, limited, clock, seed + 1 + fold)
+        fitted = _refitted(again, without, limited, clock, seed + 1 + fold)
+        refits.append((fitted, np.flatnonzero(~np.isin(pair.anchors[:, 0], without.anchors[:, 0]))))
+        return fitted
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CelltransferWarning)
@@ -307,6 +321,28 @@ def _refitted(translator: Translator, pair: ModalityPair, trainer: Trainer, cloc
     if status is Status.DIVERGED:
         raise _NoEvidence(f"A refit without some of the anchors diverged, so the fit was not judged. {status.advice}")
     return translator
+
+
+def _calibrate(
+    model: TransferModel,
+    pair: ModalityPair,
+    target: AnnData,
+    refits: list[tuple[Translator, np.ndarray]],
+    seed: int,
+) -> None:
+    """Let left-out anchors say how wide the stated spread should be."""
+    from celltransfer import law
+
+    model.calibration_ = law.Calibration(noise=law.outside_noise(model.recipes[model.target], target, seed))
+    if not refits:
+        return
+
+    def features(anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, AnnData]:
+        rows = pair.anchors[anchors]
+        codes = None if pair.condition_x is None else np.asarray(pair.condition_x)[rows[:, 0]]
+        return dense(pair.x[rows[:, 0]]), codes, target[rows[:, 1]]
+
+    model.calibration_ = law.calibrate(model, refits, features)  # type: ignore[arg-type]
 
 
 def _unjudged() -> Verdict:

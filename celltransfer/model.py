@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,16 +17,17 @@ from celltransfer.errors import (
     ConditionError,
     ConfigError,
     FeatureError,
-    InputError,
     ModalityError,
     ModelFormatError,
     VerdictWarning,
 )
+from celltransfer.law import Calibration, ConditionalLaw
 from celltransfer.pp import Recipe
 from celltransfer.train.outcome import FitResult, Status, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from anndata import AnnData
     from mudata import MuData
@@ -59,6 +59,9 @@ class TransferModel:
         The anchor pairs training saw: columns ``source_id``, ``target_id``.
     training_cells
         Barcodes of the training cells by modality.
+    calibration_
+        How far the stated standard deviations can be trusted (`celltransfer.law.Calibration`), for methods that
+        state any.
     """
 
     def __init__(
@@ -80,7 +83,8 @@ class TransferModel:
         self.levels = tuple(levels)
         self.anchors = pd.DataFrame({"source_id": [], "target_id": []}, dtype=str) if anchors is None else anchors
         self.training_cells: dict[str, pd.Index] = {source: pd.Index([]), target: pd.Index([])}
-        self._reference = np.empty((0, 0), dtype=np.float32)
+        self.calibration_ = Calibration()
+        self.reference = np.empty((0, 0), dtype=np.float32)
         self._reference_gap = np.empty(0, dtype=np.float32)
 
     @property
@@ -97,6 +101,17 @@ class TransferModel:
     def verdict_(self) -> Verdict:
         """Whether to believe the translation, with the evidence."""
         return self.result_.verdict or Verdict("ambiguous", ["No evidence was gathered."])
+
+    @property
+    def law(self) -> ConditionalLaw:
+        """The conditional law of the target cell: ``std``, ``interval``, ``sample``, ``log_prob``, ``coverage``.
+
+        Raises
+        ------
+        ConfigError
+            The method gives a mean only.
+        """
+        return ConditionalLaw(self)
 
     def __repr__(self) -> str:
         result = self.result_
@@ -116,8 +131,8 @@ class TransferModel:
         self.training_cells = training_cells
         n = reference.shape[0]
         rows = np.sort(np.random.default_rng(seed).choice(n, size=min(n, MAX_REFERENCE), replace=False))
-        self._reference = dense(reference[rows])
-        self._reference_gap = np.sort(_nearest(self._reference, self._reference, skip_self=True))
+        self.reference = dense(reference[rows])
+        self._reference_gap = np.sort(_nearest(self.reference, self.reference, skip_self=True))
 
     def translate(
         self,
@@ -127,6 +142,7 @@ class TransferModel:
         copy: bool = False,
         features: Sequence[str] | None = None,
         counts: bool = True,
+        std: bool = True,
         on_missing: OnMissing | None = None,
         batch_size: int = 8192,
     ) -> MuData | AnnData | None:
@@ -146,6 +162,8 @@ class TransferModel:
             cells x features, so say which you need where there are many of both.
         counts
             Write expected counts into ``layers["counts"]`` where the recipe knows them.
+        std
+            Write standard deviations into ``layers["std"]`` where the method knows them.
         on_missing
             ``"error"`` or ``"zero"``: what to do about source features that `data` lacks. ``None``: as the recipe says.
         batch_size
@@ -161,12 +179,17 @@ class TransferModel:
                 The translation on the target's normalised scale (see the target's recipe).
             ``layers["counts"]`` : numpy.ndarray (cells, features), float32
                 Expected counts at the median depth of the training cells, where the recipe can tell.
+            ``layers["std"]`` : numpy.ndarray (cells, features), float32
+                Standard deviation of a measured cell about its translation, for methods that know it
+                (``model.law.std``); ``uns["celltransfer"]["calibration"]`` says how far to trust it.
             ``obsm["X_translated"]`` : numpy.ndarray (cells, d), float32
                 The translation in the target recipe's feature space.
             ``obs["translation_support"]`` : pandas.Series (float)
                 Share of training target cells that lie further from their nearest neighbour than this translation
                 lies from its own: near 0 where the translation is unlike any target cell. It is no probability of
                 being right.
+            ``obs["translation_confidence"]`` : pandas.Series (float)
+                For the same methods: share of the target's variance that is left in no doubt for this cell, 0 to 1.
             ``uns["celltransfer"]`` : dict
                 Provenance: versions, method, seed, anchors, status, verdict.
 
@@ -189,7 +212,7 @@ class TransferModel:
         if isinstance(features, str):
             raise FeatureError(f"features={features!r}; expected a list of names, [{features!r}].")
         if isinstance(data, AnnData):
-            return self.translate_cells(data, None, features, counts, on_missing, batch_size)
+            return self.translate_cells(data, None, features, counts, on_missing, batch_size, std)
         cells.check_mudata(data)
         if self.source not in data.mod:
             raise ModalityError(f"The model translates {self.source!r}, which the MuData lacks: {', '.join(data.mod)}.")
@@ -197,7 +220,7 @@ class TransferModel:
         writeback.check_writable(data, key, copy=copy)
         out = writeback.copy_of(data) if copy else data
         translated = self.translate_cells(
-            cells.check_modality(data, self.source), data, features, counts, on_missing, batch_size
+            cells.check_modality(data, self.source), data, features, counts, on_missing, batch_size, std
         )
         writeback.add_modality(out, key, translated)
         return out if copy else None
@@ -210,16 +233,19 @@ class TransferModel:
         counts: bool = False,
         on_missing: OnMissing | None = None,
         batch_size: int = 8192,
+        std: bool = False,
     ) -> AnnData:
         """`translate` for the cells of one AnnData; conditions it lacks are looked up in `mdata`."""
         from anndata import AnnData
 
         target = self.recipes[self.target]
-        columns = self._columns(features)
+        columns = self.columns(features)
         # The recipe is asked about no cells: it answers None where it knows no counts.
         counts = counts and target.to_counts(np.empty((0, len(columns)), dtype=np.float32), columns) is not None
-        _check_memory(adata.n_obs, len(columns), 2 if counts else 1)
-        latent = self.latent(adata, mdata, on_missing=on_missing, batch_size=batch_size)
+        std = std and self.translator.gives_distribution
+        writeback.check_memory(adata.n_obs, len(columns), 1 + counts + std)
+        x, codes = self.inputs(adata, mdata, on_missing=on_missing)
+        latent = self.translator.translate(x, codes, batch_size=batch_size)
         out = AnnData(
             X=np.empty((adata.n_obs, len(columns)), dtype=np.float32),
             obs=adata.obs.copy(),
@@ -235,6 +261,10 @@ class TransferModel:
                 out.layers["counts"][block] = target.to_counts(out.X[block], columns)
         out.obsm["X_translated"] = latent
         out.obs["translation_support"] = self._support(latent)
+        if self.translator.gives_distribution:
+            out.obs["translation_confidence"] = self.law.confidence(x, codes)
+        if std:
+            out.layers["std"] = self.law.spread(x, codes, columns) * np.float32(self.calibration_.factor)
         out.uns["celltransfer"] = self.provenance()
         return out
 
@@ -250,10 +280,15 @@ class TransferModel:
 
         `mdata` is looked at for condition columns that `adata` lacks.
         """
+        return self.translator.translate(*self.inputs(adata, mdata, on_missing=on_missing), batch_size=batch_size)
+
+    def inputs(
+        self, adata: AnnData, mdata: MuData | None = None, *, on_missing: OnMissing | None = None
+    ) -> tuple[Matrix, np.ndarray | None]:
+        """What the translator takes: features of the source cells, shape (cells, d), and their condition codes."""
         if adata.n_obs == 0:
             raise ModalityError(f"There are no {self.source!r} cells to translate.")
-        features = self.recipes[self.source].transform(adata, on_missing=on_missing)
-        return self.translator.translate(features, self._codes(adata, mdata), batch_size=batch_size)
+        return self.recipes[self.source].transform(adata, on_missing=on_missing), self._codes(adata, mdata)
 
     def _codes(self, adata: AnnData, mdata: MuData | None) -> np.ndarray | None:
         if not self.conditions or not self.translator.needs_condition:
@@ -268,7 +303,8 @@ class TransferModel:
         labels = cells.condition_labels(holder, self.source, self.conditions)
         return cells.encode_conditions(labels, self.levels, self.source)
 
-    def _columns(self, features: Sequence[str] | None) -> np.ndarray:
+    def columns(self, features: Sequence[str] | None) -> np.ndarray:
+        """Positions of target features by name; ``None``: all."""
         names = self.recipes[self.target].feature_names_
         if features is None:
             return np.arange(len(names))
@@ -284,7 +320,7 @@ class TransferModel:
     def _support(self, latent: np.ndarray) -> np.ndarray:
         if len(self._reference_gap) == 0:
             return np.full(len(latent), np.nan)
-        gap = _nearest(latent, self._reference)
+        gap = _nearest(latent, self.reference)
         return 1.0 - np.searchsorted(self._reference_gap, gap, side="left") / len(self._reference_gap)
 
     def provenance(self) -> dict[str, Any]:
@@ -307,7 +343,7 @@ class TransferModel:
             "notes": " ".join(result.notes),
             "evidence": dict(self.verdict_.evidence),
             "versions": dict(result.versions),
-        }
+        } | ({"calibration": self.calibration_.describe()} if self.translator.gives_distribution else {})
 
     def _check_arrays(self) -> None:
         """Raise unless recipes and translator fit together and give finite numbers."""
@@ -318,7 +354,7 @@ class TransferModel:
             raise ValueError(f"the recipes have {widths} features and the translator {own}")
         codes = np.zeros(1, dtype=np.int64) if self.translator.needs_condition and self.levels else None
         latent = self.translator.translate(np.zeros((1, own[0]), dtype=np.float32), codes)
-        if not np.isfinite(target.inverse_transform(latent)).all() or not np.isfinite(self._reference).all():
+        if not np.isfinite(target.inverse_transform(latent)).all() or not np.isfinite(self.reference).all():
             raise ValueError("arrays hold NaN or infinite values")
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -345,6 +381,7 @@ class TransferModel:
             "conditions": list(self.conditions),
             "levels": list(self.levels),
             "result": self.result_.to_dict(),
+            "calibration": {"n_anchors": self.calibration_.n_anchors, "ratio": self.calibration_.ratio},
         }
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -355,7 +392,8 @@ class TransferModel:
             arrays[f"cells.{role}"] = storage.encode_strings(self.training_cells[name])
         for column in ("source_id", "target_id"):
             arrays[f"anchors.{column}"] = storage.encode_strings(self.anchors[column])
-        return arrays | {"reference": self._reference, "reference_gap": self._reference_gap}
+        arrays |= {f"calibration.{name}": getattr(self.calibration_, name) for name in ("quantiles", "noise")}
+        return arrays | {"reference": self.reference, "reference_gap": self._reference_gap}
 
 
 def load(path: str | Path) -> TransferModel:
@@ -406,7 +444,9 @@ def _rebuild(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> TransferM
     model.training_cells = {
         name: pd.Index(storage.decode_strings(arrays[f"cells.{role}"])) for role, name in names.items()
     }
-    model._reference, model._reference_gap = arrays["reference"], arrays["reference_gap"]
+    model.reference, model._reference_gap = arrays["reference"], arrays["reference_gap"]
+    if "calibration" in header:
+        model.calibration_ = Calibration(**header["calibration"] | _below(arrays, "calibration."))
     return model
 
 
@@ -427,30 +467,6 @@ def _nearest(queries: np.ndarray, points: np.ndarray, *, skip_self: bool = False
     k = 2 if skip_self and len(points) > 1 else 1
     distance, _ = NearestNeighbors(n_neighbors=k).fit(points).kneighbors(queries)
     return distance[:, -1].astype(np.float32)
-
-
-def _check_memory(n_cells: int, n_features: int, n_matrices: int) -> None:
-    """Refuse a result that the machine cannot hold, before anything is computed."""
-    needed = n_cells * n_features * n_matrices * 4
-    available = _available_memory()
-    if available is None:
-        return
-    if needed > available:
-        raise InputError(
-            f"The translation of {n_cells:,} cells x {n_features:,} features takes {needed / 1e9:.0f} GB, and "
-            f"{available / 1e9:.0f} GB are free. Pass features= to translate only those you need, counts=False, or "
-            "translate the cells in parts; model.latent(adata) gives the translation in the compact feature space."
-        )
-
-
-def _available_memory() -> int | None:
-    """Bytes that can be had without swapping, caches that the system would give up included; ``None``: unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # no Linux
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else None
 
 
 class _Cells:

@@ -195,7 +195,7 @@ def test_blocks_give_the_same_as_all_at_once(cells, model):
 
 
 def test_a_result_that_does_not_fit_is_refused_before_it_is_computed(cells, model, monkeypatch):
-    monkeypatch.setattr("celltransfer.model._available_memory", lambda: 100)
+    monkeypatch.setattr("celltransfer.data.writeback._available_memory", lambda: 100)
     with pytest.raises(InputError, match="Pass features="):
         model.translate(cells["rna"])
 
@@ -203,9 +203,9 @@ def test_a_result_that_does_not_fit_is_refused_before_it_is_computed(cells, mode
 def test_counts_take_memory_only_where_the_recipe_knows_them(cells, monkeypatch):
     model = ct.fit(cells, train="train", anchors=20, method="ridge", recipes={"atac": "none"}, verdict=False)
     one_matrix = 4 * cells["rna"].n_obs * cells["atac"].n_vars
-    monkeypatch.setattr("celltransfer.model._available_memory", lambda: one_matrix)
+    monkeypatch.setattr("celltransfer.data.writeback._available_memory", lambda: one_matrix)
     assert "counts" not in model.translate(cells["rna"]).layers
-    monkeypatch.setattr("celltransfer.model._available_memory", lambda: one_matrix - 1)
+    monkeypatch.setattr("celltransfer.data.writeback._available_memory", lambda: one_matrix - 1)
     with pytest.raises(InputError, match="Pass features="):
         model.translate(cells["rna"])
 

@@ -84,6 +84,30 @@ def no_pull() -> Iterator[None]:
         yield
 
 
+def check_memory(n_cells: int, n_features: int, n_matrices: int) -> None:
+    """Refuse a result that the machine cannot hold, before anything is computed."""
+    needed = n_cells * n_features * n_matrices * 4
+    available = _available_memory()
+    if available is None:
+        return
+    if needed > available:
+        raise InputError(
+            f"The translation of {n_cells:,} cells x {n_features:,} features takes {needed / 1e9:.0f} GB, and "
+            f"{available / 1e9:.0f} GB are free. Pass features= to translate only those you need, counts=False, or "
+            "translate the cells in parts; model.latent(adata) gives the translation in the compact feature space."
+        )
+
+
+def _available_memory() -> int | None:
+    """Bytes that can be had without swapping, caches that the system would give up included; ``None``: unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # no Linux
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else None
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; move it there when the block succeeds, remove it when not.

@@ -21,6 +21,7 @@ def semi_supervised(
     condition: Tensor | None = None,
     condition_anchor: Tensor | None = None,
     share: float = 0.0,
+    joint: bool = False,
     anchor_weights: Tensor | None = None,
 ) -> Tensor:
     r"""Conditional likelihood of anchors, with the expectations that need no pairs taken over unpaired cells too.
@@ -38,6 +39,10 @@ def semi_supervised(
     penalised. And f + g with c + g is the same law for any g(y), but changes the loss by lambda (E_a g - E_q g),
     without bound as well: directions should have mean zero over the source cells, so that no such g is left.
 
+    By default lambda weighs terms for the cost alone, and the potential descends the loss of lambda = 1: it learns from
+    all cells and never from the anchors' sampling error, which a mixture of many components would fit. Both partial
+    gradients still vanish at the truth. `joint` descends L_lambda in all parameters.
+
     Parameters
     ----------
     model
@@ -53,6 +58,8 @@ def semi_supervised(
     share
         Share of anchors among the cells of p and q. Their part of these expectations is taken from the anchors given:
         every estimate of E_p log Z holds the anchors, whatever the batch.
+    joint
+        Whether lambda weighs the terms for the potential, too.
     anchor_weights
         Weights of the anchors, shape (k,), summing to 1; equal if ``None``.
 
@@ -62,14 +69,22 @@ def semi_supervised(
         The loss in nats, shape ().
     """
     lam = weight_unpaired
-    f_unpaired, z_unpaired = model.potential(y, condition).mean(), model.log_z(x, condition).mean()
-    if not len(anchor_x):
-        return lam * (z_unpaired - f_unpaired)
 
     def mean(values: Tensor) -> Tensor:
         return values.mean() if anchor_weights is None else values @ anchor_weights
 
+    def everyone(unpaired: Tensor, anchors: Tensor) -> Tensor:
+        return (1 - share) * unpaired.mean() + share * mean(anchors)
+
+    if not len(anchor_x):
+        return (lam if joint else 1.0) * (model.log_z(x, condition).mean() - model.potential(y, condition).mean())
     cost = mean(model.cost(anchor_x, anchor_y))
-    f, z = mean(model.potential(anchor_y, condition_anchor)), mean(model.log_z(anchor_x, condition_anchor))
-    f_all, z_all = share * f + (1 - share) * f_unpaired, share * z + (1 - share) * z_unpaired
-    return cost - (1 - lam) * f - lam * f_all + (1 - lam) * z + lam * z_all
+    f = model.potential(anchor_y, condition_anchor)
+    f_all = everyone(model.potential(y, condition), f)
+    z, z_a = model.log_z(x, condition), model.log_z(anchor_x, condition_anchor)
+    z_all = everyone(z, z_a)
+    if joint:
+        return cost - (1 - lam) * mean(f) - lam * f_all + (1 - lam) * mean(z_a) + lam * z_all
+    # The same for the cost; what lambda shifts from cells to anchors is constant for the potential.
+    z, z_a = model.log_z(x, condition, frozen=True), model.log_z(anchor_x, condition_anchor, frozen=True)
+    return cost - f_all + z_all + (1 - lam) * (mean(z_a) - everyone(z, z_a))

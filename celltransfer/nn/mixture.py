@@ -111,9 +111,9 @@ class TiltedMixture(nn.Module):
         a, log_v = self.directions(x)
         return -(log_v + (a * y[:, None]).sum(dim=-1)).logsumexp(dim=-1)
 
-    def log_z(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Logarithm of the normaliser Z(x), shape (batch,) (Proposition 3.1)."""
-        return self._parts(x, condition)[1].flatten(start_dim=1).logsumexp(dim=-1)
+    def log_z(self, x: Tensor, condition: Tensor | None = None, *, frozen: bool = False) -> Tensor:
+        """Logarithm of the normaliser Z(x), shape (batch,) (Proposition 3.1); `frozen`: the potential is a constant."""
+        return self._parts(x, condition, frozen)[1].flatten(start_dim=1).logsumexp(dim=-1)
 
     def log_prob(self, x: Tensor, y: Tensor, condition: Tensor | None = None) -> Tensor:
         """Logarithm of pi(y|x) of rows that belong together, shape (batch,)."""
@@ -160,11 +160,12 @@ class TiltedMixture(nn.Module):
         a, log_z = self._parts(x, condition)
         return a, log_z.flatten(start_dim=1).softmax(dim=-1).reshape(log_z.shape)
 
-    def _parts(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _parts(self, x: Tensor, condition: Tensor | None, frozen: bool = False) -> tuple[Tensor, Tensor]:
         """Directions, shape (batch, M, D), and log z_mn, shape (batch, M, N)."""
         a, log_v = self.directions(x)
-        tilt = (0.5 * a * a) @ self.variances.T + a @ self.centres.T
-        return a, tilt + log_v[:, :, None] + self.log_weights(condition)[:, None]
+        potential = self.variances, self.centres, self.log_weights(condition)
+        var, b, log_w = (p.detach() for p in potential) if frozen else potential
+        return a, (0.5 * a * a) @ var.T + a @ b.T + log_v[:, :, None] + log_w[:, None]
 
     def _log_normal(self, y: Tensor) -> Tensor:
         """Log densities N(y | b_n, B_n), shape (batch, N), by matrix products."""

@@ -15,7 +15,7 @@ from celltransfer.data.pair import Matrix, dense
 from celltransfer.errors import ConfigError, FeatureError, ModalityError, ModelFormatError, NotFittedError
 from celltransfer.pp.kinds import KINDS
 from celltransfer.pp.slots import OnMissing, Slot, concatenate
-from celltransfer.pp.transforms import SVD, totals
+from celltransfer.pp.transforms import SVD, Standardize, totals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from celltransfer.pp.transforms import Fitted, Latent
 
 Arrays = dict[str, np.ndarray]
+# Products of loadings that `Recipe.inverse_variance` holds at a time.
+PAIR_BYTES = 2**26
 
 
 class Recipe:
@@ -209,6 +211,43 @@ class Recipe:
         for step in reversed(steps):
             y = step.inverse(y)
         return np.clip(y, *self.options.bounds, out=y if steps else None)
+
+    @property
+    def reduces(self) -> bool:
+        """Whether the features of a translator are components, and not the features themselves."""
+        self._check_fitted()
+        return bool(self._latent) and isinstance(self._latent[0], SVD)
+
+    def inverse_variance(self, spread: np.ndarray, features: np.ndarray | None = None) -> np.ndarray:
+        """Variances on the normalised scale, shape (n, p), of features of a translator with known spread.
+
+        Exact for what `inverse_transform` does before it clips.
+
+        Parameters
+        ----------
+        spread
+            Covariances in the features of a translator, shape (n, d, d); or, where there is no reduction, variances,
+            shape (n, d).
+        features
+            Positions in `feature_names_` of the columns to compute; ``None``: all.
+        """
+        columns = np.arange(len(self._kept)) if features is None else features
+        scale = np.ones(self.n_features_out_, dtype=np.float32)
+        for step in self._latent:
+            scale = scale * step.deviation if isinstance(step, Standardize) else scale
+        first = self._latent[0] if self._latent else None
+        if not isinstance(first, SVD):
+            return (spread * scale**2)[:, columns]
+        loadings = scale[:, None] * (first.components * first.scale_)[:, columns]
+        # The quadratic form as one product: pairs of components, of which each stands for both orders.
+        i, j = np.triu_indices(len(scale))
+        pairs = spread[:, i, j] * np.where(i == j, 1, 2).astype(np.float32)
+        out = np.empty((len(spread), len(columns)), dtype=np.float32)
+        width = max(1, PAIR_BYTES // (4 * len(i)))
+        for start in range(0, len(columns), width):
+            part = slice(start, start + width)
+            out[:, part] = pairs @ (loadings[i, part] * loadings[j, part])
+        return np.maximum(out, 0, out=out)
 
     def to_counts(self, normalized: Matrix, features: np.ndarray | None = None) -> np.ndarray | None:
         """Expected counts in a typical training cell, from the normalised scale, shape (n, p).

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from celltransfer.data.pair import ModalityPair
     from celltransfer.translators.ieot_settings import Settings
 
-# Target cells that the mixture is started from, and cells a side that settings are compared on and the loss monitored.
-START_CELLS, MONITOR_CELLS = 5000, 2000
+# Target cells that the mixture is started from.
+START_CELLS = 5000
 # How much of a feature's own scale is taken out: source features keep theirs, so that leading components count most;
 # target features are brought halfway to one scale.
 SOURCE_POWER, TARGET_POWER = 0.0, 0.5
@@ -36,8 +36,8 @@ TOWERS = ("linear", "residual", "mlp")
 CENTRING = 10.0
 # Added to Adam's denominator: the mixture starts at a stationary point, where gradients are rounding and have no sign.
 EPSILON = ieot_settings.EPSILON
-# Share of the loss by which it may still have moved over the last quarter of the steps when a fit has converged.
-SETTLED = 0.01
+# Share of the loss by which it may still have moved between the last two checks when a fit has converged.
+SETTLED = 0.05
 
 
 class ScaledLaw(nn.Module):
@@ -114,6 +114,8 @@ class IEOT(ConditionalTranslator):
         lambda of the loss: 0 is the likelihood of the anchors, 1 the loss of the paper.
     penalty
         Ridge penalty on the weights of the towers, divided by the number of anchors.
+    potential
+        ``"cells"``: lambda weighs terms for the cost alone, and the potential learns from all cells; or ``"joint"``.
     floor
         Smallest variance of a component, in scaled features whose variance is about 1.
     lr
@@ -140,13 +142,15 @@ class IEOT(ConditionalTranslator):
         hidden: Sequence[int] = (64,),
         weight_unpaired: float | None = None,
         penalty: float | None = None,
+        potential: str = "cells",
         floor: float = 0.05,
         lr: float = 0.02,
         optimizers: str = "one",
     ) -> None:
         self.n_potential, self.n_cost = n_potential, n_cost
         self.towers, self.hidden = towers, hidden
-        self.weight_unpaired, self.penalty, self.floor = weight_unpaired, penalty, floor
+        self.weight_unpaired, self.penalty = weight_unpaired, penalty
+        self.potential, self.floor = potential, floor
         self.lr, self.optimizers = lr, optimizers
 
     def log_prob(self, x: Matrix, y: Matrix, condition: np.ndarray | None = None) -> np.ndarray:
@@ -192,10 +196,7 @@ class IEOT(ConditionalTranslator):
         self.module_.set_scales(pair.x, pair.y)
         view = ieot_settings.Cells.sample(self.module_, pair, rng, START_CELLS)
         self.module_.law.set_potential(*view.mixture(self.settings_.n_potential, self.floor, self.n_conditions_))
-        device = generator.device
-        self._watched = ieot_settings.Cells.sample(self.module_, pair, rng, MONITOR_CELLS).to(device)
-        self._share = pair.n_anchors / pair.n_source
-        self._k = max(pair.n_anchors, 1)
+        self._share, self._k = pair.n_anchors / pair.n_source, max(pair.n_anchors, 1)
         return np.arange(pair.n_source), np.arange(pair.n_target)
 
     def players(self) -> dict[str, Optimizer]:
@@ -225,24 +226,19 @@ class IEOT(ConditionalTranslator):
             condition=batch.condition,
             condition_anchor=batch.condition_a,
             share=self._share,
+            joint=self.potential == "joint",
         )
         named = {"loss": loss, "penalty": self.settings_.penalty / self._k * squared_weights(law)}
         if self.towers != "linear":
             named["centring"] = CENTRING * mean_direction(law, x).square().sum()
         return named
 
-    @torch.no_grad()
-    def monitor(self) -> float:
-        """The loss on a fixed sample of cells and all anchors, penalty included."""
-        loss = self._watched.loss(self.module_.law, self.settings_.weight_unpaired, self._share)
-        return float(loss + self.settings_.penalty / self._k * squared_weights(self.module_.law))
-
     def remarks(self, result: FitResult) -> list[str]:
         """The settings that left-out anchors chose, and what the fit rests on where there were none."""
         if result.status is Status.MAX_STEPS and _settled(result):
             result.status = Status.CONVERGED
         found = [] if self.settings_.reason is None else [self.settings_.reason]
-        if self._watched.anchor_x is None or not len(self._watched.anchor_x):
+        if not self._share:
             found.append(
                 "Without anchors only conditions tell source cells apart; within one all have one translation."
             )
@@ -250,7 +246,7 @@ class IEOT(ConditionalTranslator):
 
     def release(self) -> None:
         """Drop what only training needed."""
-        for name in ("_watched", "_optimizers", "_share", "_k"):
+        for name in ("_optimizers", "_share", "_k"):
             self.__dict__.pop(name, None)
 
     def predict(self, x: Tensor, condition: Tensor | None) -> Tensor:
@@ -276,6 +272,8 @@ class IEOT(ConditionalTranslator):
             raise ConfigError(f"towers={self.towers!r}; method='ieot' knows {', '.join(map(repr, TOWERS))}.")
         if self.optimizers not in ("one", "two"):
             raise ConfigError(f"optimizers={self.optimizers!r}; method='ieot' knows 'one' and 'two'.")
+        if self.potential not in ("cells", "joint"):
+            raise ConfigError(f"potential={self.potential!r}; method='ieot' knows 'cells' and 'joint'.")
         for name, least in (("n_potential", 1), ("n_cost", 1), ("penalty", 0), ("lr", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -314,7 +312,6 @@ def _nothing(law: TiltedMixture) -> Tensor:
 
 
 def _settled(result: FitResult) -> bool:
-    """Whether the loss no longer moved over the last quarter of the steps."""
-    path = [value for _, value in result.history.get("monitor", [])]
-    late = path[-max(2, len(path) // 4) :]
-    return len(path) > 3 and max(late) - min(late) <= SETTLED * (max(path) - min(path) + 1e-12)
+    """Whether the mean loss of the last check is that of the one before, up to a small part of what it has fallen."""
+    path = [value for _, value in result.history.get("loss", [])]
+    return len(path) > 3 and abs(path[-1] - path[-2]) <= SETTLED * (max(path) - min(path)) + 1e-6

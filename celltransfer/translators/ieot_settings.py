@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from celltransfer.translators.ieot import IEOT, ScaledLaw
 
 # Candidates: lambda and penalty are compared together at the first size, then the sizes at the best of these.
-WEIGHTS, PENALTIES, SIZES = (0.03, 0.3, 1.0), (15.0, 60.0, 240.0), (5, 1, 20)
+WEIGHTS, PENALTIES, SIZES = (0.03, 0.2, 1.0), (15.0, 60.0, 240.0), (20, 5, 50)
 # What is taken where there are too few anchors to leave any out.
-FEWEST_ANCHORS, DEFAULT_WEIGHT, DEFAULT_PENALTY = 3, 1.0, 60.0
+FEWEST_ANCHORS, DEFAULT_WEIGHT, DEFAULT_PENALTY = 3, 0.2, 60.0
 # Folds at most, steps of the comparison at most, and cells a side in each step.
-FOLDS, STEPS, BATCH = 8, 200, 128
+FOLDS, STEPS, BATCH = 5, 150, 128
 CELLS = 2000
 EPSILON = 1e-3
 
@@ -77,10 +77,6 @@ class Cells:
             None if codes[0] is None else codes[0][pair.anchors[:, 0]],
         )
 
-    def to(self, device: torch.device) -> Cells:
-        """The same on `device`."""
-        return Cells(*(None if v is None else v.to(device) for v in vars(self).values()))  # type: ignore[arg-type]
-
     def draw(self, size: int, rng: np.random.Generator) -> Cells:
         """`size` rows of both sides, drawn independently, of the same conditions."""
         n = len(self.x)
@@ -91,7 +87,7 @@ class Cells:
         return replace(self, x=self.x[rows], y=self.y[rows], condition=self.condition[rows])
 
     def loss(
-        self, law: TiltedMixture, weight_unpaired: Tensor | float, share: float, anchor_weights: Tensor | None = None
+        self, law: TiltedMixture, weight_unpaired: Tensor, share: float, anchor_weights: Tensor, *, joint: bool
     ) -> Tensor:
         """`semi_supervised` on these cells."""
         return semi_supervised(
@@ -104,6 +100,7 @@ class Cells:
             condition=self.condition,
             condition_anchor=self.condition_anchor,
             share=share,
+            joint=joint,
             anchor_weights=anchor_weights,
         )
 
@@ -212,15 +209,15 @@ class _Comparison:
         self.method.settings_ = settings
         law = self.method.build().law
         law.set_potential(*self.cells.mixture(settings.n_potential, self.method.floor, self.method.n_conditions_))
-        return _Law(law, self.share)
+        return _Law(law, self.share, self.method.potential == "joint")
 
 
 class _Law(nn.Module):
     """The law as a function of its parameters: the loss of one fit, or log densities of all anchors."""
 
-    def __init__(self, law: TiltedMixture, share: float) -> None:
+    def __init__(self, law: TiltedMixture, share: float, joint: bool) -> None:
         super().__init__()
-        self.law, self.share = law, share
+        self.law, self.share, self.joint = law, share, joint
 
     def forward(self, cells: Cells, fit: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
         """The loss of a fit given its lambda, penalty and anchor weights; without, log densities of the anchors."""
@@ -229,7 +226,9 @@ class _Law(nn.Module):
         if fit is None:
             return self.law.log_prob(cells.anchor_x, cells.anchor_y, cells.condition_anchor)
         weight_unpaired, penalty, kept = fit
-        loss = cells.loss(self.law, weight_unpaired, self.share, kept) + penalty * squared_weights(self.law)
+        loss = cells.loss(self.law, weight_unpaired, self.share, kept, joint=self.joint) + penalty * squared_weights(
+            self.law
+        )
         return loss + CENTRING * mean_direction(self.law, cells.x).square().sum()
 
 

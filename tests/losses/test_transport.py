@@ -26,7 +26,7 @@ X, Y, AX, AY = draw(30, 3), draw(20, 2, seed=1), draw(5, 3, seed=2), draw(5, 2, 
 @torch.no_grad()
 def test_without_unpaired_cells_it_is_the_likelihood_of_the_anchors():
     model = made()
-    loss = semi_supervised(model, X, Y, AX, AY, weight_unpaired=0.0)
+    loss = semi_supervised(model, X, Y, AX, AY, weight_unpaired=0.0, joint=True)
     assert float(loss) == pytest.approx(-float(model.log_prob(AX, AY).mean()))
 
 
@@ -34,15 +34,19 @@ def test_without_unpaired_cells_it_is_the_likelihood_of_the_anchors():
 def test_at_one_it_is_the_loss_of_the_paper():
     model = made()
     paper = model.cost(AX, AY).mean() - model.potential(Y).mean() + model.log_z(X).mean()
-    assert float(semi_supervised(model, X, Y, AX, AY, weight_unpaired=1.0)) == pytest.approx(float(paper))
+    for joint in (False, True):
+        assert float(semi_supervised(model, X, Y, AX, AY, weight_unpaired=1.0, joint=joint)) == pytest.approx(
+            float(paper)
+        )
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
-def test_every_weight_is_the_likelihood_where_the_cells_are_the_anchors(lam):
+def test_every_weight_is_the_likelihood_where_the_cells_are_the_anchors(lam, joint):
     """In the population, braces vanish: here p, q and the anchors are one and the same sample."""
     model = made()
-    loss = semi_supervised(model, AX, AY, AX, AY, weight_unpaired=lam)
+    loss = semi_supervised(model, AX, AY, AX, AY, weight_unpaired=lam, joint=joint)
     assert float(loss) == pytest.approx(-float(model.log_prob(AX, AY).mean()))
 
 
@@ -70,7 +74,7 @@ def test_a_left_out_anchor_does_not_count():
 def test_without_anchors_only_the_marginals_speak():
     model = made()
     loss = semi_supervised(model, X, Y, AX[:0], AY[:0], weight_unpaired=0.5)
-    assert float(loss) == pytest.approx(0.5 * float(model.log_z(X).mean() - model.potential(Y).mean()))
+    assert float(loss) == pytest.approx(float(model.log_z(X).mean() - model.potential(Y).mean()))
 
 
 def test_gradients_of_all_parameters():
@@ -84,9 +88,8 @@ def test_gradients_of_all_parameters():
             self.model = model
 
         def forward(self):
-            return semi_supervised(
-                self.model, X[:20], Y, AX, AY, weight_unpaired=0.6, share=0.1, condition=codes, condition_anchor=codes_a
-            )
+            known = {"condition": codes, "condition_anchor": codes_a}
+            return semi_supervised(self.model, X[:20], Y, AX, AY, weight_unpaired=0.6, share=0.1, joint=True, **known)
 
     whole = Loss()
 
@@ -95,6 +98,25 @@ def test_gradients_of_all_parameters():
         return torch.func.functional_call(whole, state, ())
 
     assert torch.autograd.gradcheck(value, values)
+
+
+def slopes(model: TiltedMixture, lam: float, *, joint: bool) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    semi_supervised(model, X, Y, AX, AY, weight_unpaired=lam, share=0.1, joint=joint).backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_by_default_the_cost_descends_the_weighted_loss_and_the_potential_that_of_all_cells():
+    model = made()
+    found, weighted, paper = (
+        slopes(model, 0.3, joint=False),
+        slopes(model, 0.3, joint=True),
+        slopes(model, 1.0, joint=True),
+    )
+    for name, slope in found.items():
+        of_the_cost = name.startswith(("direction", "gate"))
+        np.testing.assert_allclose(slope, (weighted if of_the_cost else paper)[name], atol=1e-12)
+    assert not torch.allclose(weighted["centres"], paper["centres"])
 
 
 def descend(loss, parameters, steps: int) -> list[float]:
@@ -174,7 +196,7 @@ def test_a_constant_direction_would_have_no_bound():
         a_slope = (Y.mean(0) - AY.mean(0)) * 0.5
         for t in (0.0, 1.0, 10.0):
             shifted = _Tilted(model, t * a_slope)
-            falls.append(float(semi_supervised(shifted, X, Y, AX, AY, weight_unpaired=0.5)))
+            falls.append(float(semi_supervised(shifted, X, Y, AX, AY, weight_unpaired=0.5, joint=True)))
             np.testing.assert_allclose(shifted.log_prob(AX, AY), model.log_prob(AX, AY), atol=1e-9)
     slope = float((a_slope * 0.5 * (Y.mean(0) - AY.mean(0))).sum())
     np.testing.assert_allclose(np.diff(falls), [-slope, -9 * slope], rtol=1e-6)
