@@ -50,6 +50,7 @@ _SUITES = {
     "mnist_rotated": "celltransfer.validation.mnist_rotated:MnistRotated",
     "shoes_rotated": "celltransfer.validation.shoes_rotated:ShoesRotated",
     "a549_one_anchor": "celltransfer.validation.a549:A549OneAnchor",
+    "swiss_roll": "celltransfer.validation.swiss_roll:SwissRoll",
     "coloured_digits": "celltransfer.validation.coloured_digits:ColouredDigits",
     "weather": "celltransfer.validation.weather:Weather",
 }

@@ -1,0 +1,398 @@
+"""Suite ``swiss_roll``: laws with two modes, from few pairs and many unpaired points.
+
+Every law is held against *fresh* samples of the true one: the same sources are put into many new minibatches of optimal
+transport, and the partner that is drawn for them is taken.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from celltransfer.metrics.scores import energy_distance
+from celltransfer.train.loop import Trainer
+from celltransfer.translators import make
+from celltransfer.validation import conditional, laws
+from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, label, mean_sd
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Points of a minibatch between which transport is solved, and the weight of entropy in it.
+MINIBATCH, ENTROPY = 64, 0.05
+# Test sources, those of them in a minibatch, and true and model samples of each.
+SOURCES, TOGETHER, DRAWS = 100, 20, 200
+# A side is a mode if it has this share of the truth, and the radius of a mode is that of this share of its samples.
+LEAST_MODE, RADIUS = 0.2, 0.9
+# Points of the scored marginal law.
+MARGINAL = 2000
+
+
+# Pairs, and unpaired points on either side; the latter are as many as pairs where there are more of those.
+FEW, UNPAIRED = 128, 1024
+# Unpaired points on either side that are compared, from the pairs alone upwards, and seeds of that comparison.
+COUNTS, COUNT_SEEDS = (FEW, UNPAIRED, 4096), 3
+# Drawn samples of each of some test sources.
+DRAWN, SHOWN = 60, 4
+
+
+class Arm(NamedTuple):
+    """A baseline of `conditional` or a translator, and its settings with few pairs and with many."""
+
+    method: str
+    few: dict[str, Any]
+    many: dict[str, Any]
+
+
+ARMS: dict[str, Arm] = {
+    "ieot": Arm("ieot", {"steps": 500}, {"steps": 500}),
+    "ieot, the paper's form": Arm("ieot", {"steps": 500}, {"steps": 500}),
+    "ieot_energy": Arm("ieot_energy", {"steps": 500}, {"steps": 500}),
+    "mdn": Arm("mdn", {}, {}),
+    "cgmm_ss": Arm("cgmm_ss", {}, {}),
+    "cnf": Arm("cnf", {}, {}),
+    "cnf_ss": Arm("cnf_ss", {}, {}),
+    "cgan": Arm("cgan", {}, {}),
+    "ugan_l2": Arm("ugan_l2", {}, {}),
+    "regression": Arm("regression", {}, {}),
+}
+OURS, PAPERS, ENERGY = "ieot", "ieot, the paper's form", "ieot_energy"
+_MANY = "With many pairs {} comes nearer than ieot with few (figure 5)."
+# No method: other target points, and fresh truth, each against the truth.
+CHANCE, CEILING = "chance: other target points", "ceiling: the truth, drawn again"
+
+
+class SwissRoll(Suite):
+    """Gaussian to Swiss roll with a bimodal plan: every method with few and with many pairs."""
+
+    name = "swiss_roll"
+    title = "Gaussian to Swiss roll: conditional laws with two modes"
+    reference = "Semi-supervised inverse entropic OT, section 5.1, figures 2, 3, 5 and 6, appendices A.2, B.2 and C."
+    seeds: ClassVar[int] = 5
+
+    @property
+    def many(self) -> int:
+        """The larger number of pairs."""
+        return 16_384 if self.full else 4_096
+
+    def jobs(self, seeds: int | None) -> list[Job]:
+        """Every method with few and many pairs, controls, and one method over numbers of unpaired points."""
+        found: list[Job] = []
+        for seed in range(seeds or self.seeds):
+            found += [_job(arm, n, _unpaired(n), _unpaired(n), seed) for n in (FEW, self.many) for arm in ARMS]
+            found += [_job(arm, 0, 0, 0, seed) for arm in (CHANCE, CEILING)]
+            if seed < COUNT_SEEDS:
+                found += [_job(OURS, FEW, i, j, seed) for i in COUNTS for j in COUNTS if (i, j) != (UNPAIRED, UNPAIRED)]
+        return found
+
+    def run(self, job: Job) -> tuple[Scores, Arrays]:
+        """Fit one arm, draw from its law at the test sources, and score that."""
+        seed, test = job["seed"], draw_test(job["seed"])
+        if job["arm"] == CEILING:
+            samples = test.again
+        elif job["arm"] == CHANCE:
+            samples = target(DRAWS * SOURCES, np.random.default_rng([seed, 4])).reshape(test.truth.shape)
+        else:
+            data = draw_data(job["pairs"], job["sources"], job["targets"], seed)
+            samples = self.samples(job["arm"], data, test.x.astype(np.float32), seed)
+        return measure(samples, test), _drawn(samples, test) if seed == 0 else {}
+
+    def samples(self, arm: str, data: Data, x: np.ndarray, seed: int) -> np.ndarray:
+        """Samples of an arm's law at the sources `x`, shape (n, cells, 2)."""
+        method, few, many = ARMS[arm]
+        settings = dict(few if len(data.xp) == FEW else many)
+        if method in conditional.NAMES:
+            return conditional.fit(method, *data, seed=seed, **settings).sample(x, DRAWS, seed)
+        steps = settings.pop("steps")
+        trainer = Trainer(max_steps=steps, patience=float("inf"), device=self.device, progress=False)
+        anchors = np.tile(np.arange(len(data.xp))[:, None], 2)
+        model = make(method, **settings).fit(data.x, data.y, anchors, seed=seed, trainer=trainer)
+        return model.sample(x, DRAWS, seed=seed)  # type: ignore[attr-defined]
+
+    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Scores by arm and number of pairs; then by numbers of unpaired points."""
+        counts = rows["sources"].ne(rows["pairs"].map(_unpaired)) | rows["sources"].ne(rows["targets"])
+        rows = pd.concat([rows[~counts], rows[counts]])
+        groups = rows.groupby(["pairs", "sources", "targets", "arm"], sort=False)
+        found = [
+            {
+                "arm": str(arm),
+                "pairs": str(n or ""),
+                "unpaired": f"{sources} + {targets}" if n else "",
+                "conditional energy distance": mean_sd(group["energy"]),
+                "conditional Fréchet distance": mean_sd(group["frechet"]),
+                "both modes found": _percent(group["both_modes"]),
+                "marginal energy distance": mean_sd(group["marginal"], 4),
+                "seconds": f"{group['seconds'].mean():.0f}",
+            }
+            for (n, sources, targets, arm), group in groups
+        ]
+        return pd.DataFrame(found).set_index("arm")
+
+    def claims(self, rows: pd.DataFrame) -> list[Claim]:
+        """What the paper says of its method and of others, with few pairs and with many."""
+        few, many = (_by_arm(rows, n, _unpaired(n)) for n in (FEW, self.many))
+        others = [arm for arm in ARMS if arm not in (OURS, PAPERS, ENERGY)]
+        level = 1 - 0.05 / len(others)
+        return [
+            _at_least(few, OURS, 0.95, f"With {FEW} pairs, ieot finds both modes for 95 % of test sources (figure 2)."),
+            *(
+                _nearer(few, OURS, few, arm, f"It is nearer to the truth than {arm} (figure 2).", level)
+                for arm in others
+            ),
+            _nearer(few, OURS, few, PAPERS, "It is nearer than in the paper's form."),
+            _nearer(few, OURS, few, ENERGY, "It is nearer than with free networks (A.2)."),
+            _nearer(many, ENERGY, few, ENERGY, "Free networks gain by many pairs (A.2)."),
+            *(_fails(many, arm) for arm in ("regression", "ugan_l2")),
+            *(_nearer(many, arm, few, OURS, _MANY.format(arm)) for arm in ("cgan", "cnf", "cgmm_ss")),
+            _counts(rows),
+        ]
+
+    def draw(self, rows: pd.DataFrame, arrays: Mapping[str, Arrays]) -> Figure:
+        """Samples at a few test sources of the first seed, by method, with few pairs; below, with many."""
+        from matplotlib.figure import Figure
+
+        first = [job for job in self.jobs(1) if label(job) in arrays and job["sources"] == _unpaired(job["pairs"])]
+        shown = {(job["arm"], job["pairs"]): arrays[label(job)] for job in first}
+        columns = [CEILING, *ARMS]
+        figure = Figure(figsize=(1.7 * len(columns), 3.9), layout="constrained")
+        axes = figure.subplots(2, len(columns), sharex=True, sharey=True)
+        for line, n in zip(axes, (FEW, self.many), strict=True):
+            for ax, arm in zip(line, columns, strict=True):
+                found = shown.get((arm, 0 if arm == CEILING else n))
+                if found is None or (arm == CEILING and n != FEW):
+                    ax.set_axis_off()
+                    continue
+                _panel(ax, found, "the truth" if arm == CEILING else f"{arm}\n{n} pairs")
+        return figure
+
+
+class Data(NamedTuple):
+    """Pairs, and unpaired points of which the pairs are the first."""
+
+    xp: np.ndarray
+    yp: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+
+
+class Test(NamedTuple):
+    """Test sources (cells, 2), two independent samples of the truth (n, cells, 2), its modes, and target points.
+
+    Modes are ``centres`` (2, cells, 2) with ``radii`` (2, cells), and ``both`` says where there are two: see `modes`.
+    """
+
+    x: np.ndarray
+    truth: np.ndarray
+    again: np.ndarray
+    centres: np.ndarray
+    radii: np.ndarray
+    both: np.ndarray
+    y: np.ndarray
+
+
+def source(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Standard normal points, shape (n, 2)."""
+    return rng.normal(size=(n, 2))
+
+
+def target(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Points of the Swiss roll, shape (n, 2)."""
+    from sklearn.datasets import make_swiss_roll
+
+    roll, _ = make_swiss_roll(n, noise=0.8, random_state=int(rng.integers(2**31)))
+    return roll[:, [0, 2]] / 7.5
+
+
+def turned(x: np.ndarray) -> np.ndarray:
+    """The points turned by 90 degrees; turned by -90 degrees they have the other sign."""
+    return np.stack([-x[..., 1], x[..., 0]], axis=-1)
+
+
+def partners(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A partner among `y` for each row of `x`, drawn from the entropic plan between them (appendix C.1)."""
+    import ot
+
+    cost = np.minimum(ot.dist(turned(x), y), ot.dist(-turned(x), y))
+    mass = np.full(len(x), 1 / len(x))
+    plan = ot.sinkhorn(mass, mass, cost, ENTROPY, numItermax=2000, stopThr=1e-4, warn=False)
+    below = plan.cumsum(axis=1) < rng.uniform(size=(len(x), 1)) * plan.sum(axis=1, keepdims=True)
+    return y[below.sum(axis=1).clip(max=len(y) - 1)]
+
+
+def pairs(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Sources and partners, both (n, 2), from as many minibatches as it takes."""
+    x = source(n, rng)
+    batches = [x[i : i + MINIBATCH] for i in range(0, n, MINIBATCH)]
+    # The last minibatch is filled up: transport is always between as many points.
+    filled = [np.vstack([batch, source(MINIBATCH - len(batch), rng)]) for batch in batches]
+    return x, np.vstack([partners(batch, target(MINIBATCH, rng), rng) for batch in filled])[:n]
+
+
+def fresh(x: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """`n` fresh samples of the truth for every source, shape (n, cells, 2): every one from a minibatch of its own."""
+    drawn = np.empty((n, *x.shape))
+    for sample in drawn:
+        for rows in np.array_split(rng.permutation(len(x)), max(1, len(x) // TOGETHER)):
+            batch = np.vstack([x[rows], source(MINIBATCH - len(rows), rng)])
+            sample[rows] = partners(batch, target(MINIBATCH, rng), rng)[: len(rows)]
+    return drawn
+
+
+def modes(x: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centres (2, cells, 2) and radii (2, cells) of the truth on either side of a source, and whether both are modes.
+
+    A sample's side is that of the turned source which it is nearer to. A side is a mode if it has the share
+    `LEAST_MODE` of the samples, and the discs that hold the share `RADIUS` of either side's do not meet.
+    """
+    left = (truth * turned(x)).sum(axis=2) > 0
+    centres, radii = np.full((2, *x.shape), np.nan), np.full((2, len(x)), np.nan)
+    for side, on in enumerate((left, ~left)):
+        for cell in np.flatnonzero(on.mean(axis=0) >= LEAST_MODE):
+            own = truth[on[:, cell], cell]
+            centres[side, cell] = own.mean(axis=0)
+            radii[side, cell] = np.quantile(np.linalg.norm(own - centres[side, cell], axis=1), RADIUS)
+    both = np.linalg.norm(centres[0] - centres[1], axis=1) > radii.sum(axis=0)
+    return centres, radii, both
+
+
+def draw_data(n_pairs: int, n_x: int, n_y: int, seed: int) -> Data:
+    """Pairs and unpaired points of a seed; fewer unpaired points than pairs are the first pairs'."""
+    xp, yp = pairs(n_pairs, np.random.default_rng([seed, 1]))
+    rng = np.random.default_rng([seed, 2])
+    x, y = (np.vstack([own, more]) for own, more in ((xp, source(n_x, rng)), (yp, target(n_y, rng))))
+    return Data(*(part.astype(np.float32) for part in (xp, yp, x[: max(n_x, 1)], y[: max(n_y, 1)])))
+
+
+@lru_cache(maxsize=8)
+def draw_test(seed: int) -> Test:
+    """Test sources of a seed and their truth."""
+    rng = np.random.default_rng([seed, 3])
+    x = source(SOURCES, rng)
+    truth, again = (fresh(x, DRAWS, rng) for _ in range(2))
+    return Test(x, truth, again, *modes(x, truth), target(MARGINAL, rng))
+
+
+def measure(samples: np.ndarray, test: Test) -> Scores:
+    """Scores of a law's samples at the test sources, shape (n, cells, 2)."""
+    found = laws.modes_found(samples[:, test.both], test.centres[:, test.both], test.radii[:, test.both])
+    cloud = samples[:20].reshape(-1, 2)
+    return {
+        "energy": float(laws.energy_distance(samples, test.truth).mean()),
+        "frechet": float(laws.frechet_distance(samples, test.truth).mean()),
+        "both_modes": float(found.mean()),
+        "two_modes": int(test.both.sum()),
+        "marginal": float(energy_distance(cloud, test.y)),
+    }
+
+
+def _job(arm: str, pairs: int, sources: int, targets: int, seed: int) -> Job:
+    return {"arm": arm, "pairs": pairs, "sources": sources, "targets": targets, "seed": seed}
+
+
+def _unpaired(n_pairs: int) -> int:
+    """Unpaired points on either side in the comparison of methods."""
+    return 0 if n_pairs == 0 else max(UNPAIRED, n_pairs)
+
+
+def _drawn(samples: np.ndarray, test: Test) -> Arrays:
+    """What the picture shows: a few sources on either side of the middle, their samples, and target points."""
+    chosen = np.flatnonzero(test.both)[:SHOWN]
+    arrays = {"x": test.x[chosen], "samples": samples[:DRAWN, chosen], "target": test.y[:500]}
+    return {name: values.astype(np.float32) for name, values in arrays.items()}
+
+
+def _percent(share: pd.Series) -> str:
+    """Mean and standard deviation in percent."""
+    return mean_sd(100 * share, 0) + " %"
+
+
+def _by_arm(rows: pd.DataFrame, n_pairs: int, n_unpaired: int) -> pd.DataFrame:
+    """Energy distance and share of both modes, in columns (score, arm), by seed."""
+    of = (rows["pairs"] == n_pairs) & (rows["sources"] == n_unpaired) & (rows["targets"] == n_unpaired)
+    return rows[of].pivot_table(index="seed", columns="arm", values=["energy", "both_modes"])
+
+
+def _interval(values: pd.Series, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean and Student's interval; the interval is everything where there are too few values."""
+    from scipy.stats import t
+
+    values = values.dropna()
+    n, mean = len(values), float(values.mean()) if len(values) else float("nan")
+    if n < 2:
+        return mean, -np.inf, np.inf
+    half = float(t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return mean, mean - half, mean + half
+
+
+def _sign(low: float, high: float, at: float = 0.0) -> bool | None:
+    """Whether an interval lies above a value, below it, or about it."""
+    return True if low > at else False if high < at else None
+
+
+def _at_least(found: pd.DataFrame, arm: str, share: float, text: str) -> Claim:
+    """Whether the mean share of sources is reached; an interval with the bound inside cannot tell."""
+    if ("both_modes", arm) not in found:
+        return Claim(text, "the arm was not run.", None)
+    values = found["both_modes", arm]
+    mean, low, high = _interval(values)
+    # Seeds that agree exactly have an interval of no width.
+    holds = _sign(low, high, share) if low < high else bool(mean >= share)
+    return Claim(text, f"{mean:.1%} (95 % interval {low:.1%} to {min(high, 1):.1%}, {len(values)} seeds).", holds)
+
+
+def _nearer(found: pd.DataFrame, arm: str, others: pd.DataFrame, other: str, text: str, level: float = 0.95) -> Claim:
+    """Whether an arm's conditional energy distance is lower: the interval of the paired difference over seeds."""
+    if ("energy", arm) not in found or ("energy", other) not in others:
+        return Claim(text, "one of the arms was not run.", None)
+    ours, theirs = found["energy", arm], others["energy", other]
+    gain = (theirs - ours).dropna()
+    mean, low, high = _interval(gain, level)
+    what = f"{ours.mean():.3f} against {theirs.mean():.3f}; lower by {mean:.3f}"
+    interval = f"{100 * level:.3g} % interval {low:.3f} to {high:.3f}, {len(gain)} seeds"
+    return Claim(text, f"{what} ({interval}).", _sign(low, high))
+
+
+def _fails(found: pd.DataFrame, arm: str) -> Claim:
+    """Whether both modes are found for less than half of the sources."""
+    text = f"{arm} fails even with many pairs: it finds both modes for less than half of the test sources (figure 5)."
+    claim = _at_least(found, arm, 0.5, text)
+    return claim if claim.holds is None else Claim(text, claim.found, not claim.holds)
+
+
+def _counts(rows: pd.DataFrame) -> Claim:
+    """Many targets and few sources against few targets and many sources."""
+    text = "Target points matter more than source points (figure 6)."
+    of = (
+        rows[(rows["arm"] == OURS) & (rows["pairs"] == FEW)]
+        .set_index(["sources", "targets", "seed"])["energy"]
+        .sort_index()
+    )
+    try:
+        targets, sources = of.loc[COUNTS[0], COUNTS[-1]], of.loc[COUNTS[-1], COUNTS[0]]
+    except KeyError:
+        return Claim(text, "these numbers were not run.", None)
+    mean, low, high = _interval(sources - targets)
+    found = (
+        f"{COUNTS[0]} sources and {COUNTS[-1]} targets {targets.mean():.3f}, the other way round {sources.mean():.3f}; "
+        f"difference {mean:.3f} (95 % interval {low:.3f} to {high:.3f}, {len(targets)} seeds)."
+    )
+    return Claim(text, found, _sign(low, high))
+
+
+def _panel(ax: Axes, found: Arrays, title: str) -> None:
+    """Test sources as stars, their samples in the same colour, target points in grey."""
+    grey = found["target"]
+    ax.scatter(grey[:, 0], grey[:, 1], s=1, c="0.85", linewidths=0, rasterized=True)
+    for i, (x, own) in enumerate(zip(found["x"], found["samples"].transpose(1, 0, 2), strict=True)):
+        ax.scatter(own[:, 0], own[:, 1], s=2.5, color=f"C{i}", linewidths=0, rasterized=True)
+        ax.scatter(x[:1], x[1:], marker="*", s=45, color=f"C{i}", edgecolors="black", linewidths=0.5)
+    ax.set_title(title, fontsize=7)
+    ax.set_aspect("equal")
+    ax.set(xlim=(-2, 2.3), ylim=(-2.1, 2.4), xticks=[], yticks=[])
