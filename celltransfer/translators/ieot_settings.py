@@ -134,7 +134,7 @@ def choose(method: IEOT, pair: ModalityPair, rng: np.random.Generator) -> Settin
     sizes = SIZES if method.n_potential is None else (method.n_potential,)
     if len(weights) * len(penalties) * len(sizes) == 1:
         return Settings(sizes[0], weights[0], penalties[0])
-    if pair.n_anchors < FEWEST_ANCHORS:
+    if len(np.unique(pair.anchor_x, axis=0)) < FEWEST_ANCHORS:
         given = [
             DEFAULT_WEIGHT if len(weights) > 1 else weights[0],
             DEFAULT_PENALTY if len(penalties) > 1 else penalties[0],
@@ -165,11 +165,10 @@ class _Comparison:
         scales = method.build()
         scales.set_scales(pair.x, pair.y)
         self.cells = Cells.sample(scales, pair, rng, CELLS)
-        k = pair.n_anchors
-        folds = np.array_split(rng.permutation(k), min(k, FOLDS))
-        self.held = torch.zeros(len(folds), k)
-        for i, fold in enumerate(folds):
-            self.held[i, fold] = 1.0
+        # Anchors that repeat one source cell, with several targets, are left out together.
+        _, source = np.unique(pair.anchor_x, axis=0, return_inverse=True)
+        folds = np.array_split(rng.permutation(source.max() + 1), min(source.max() + 1, FOLDS))
+        self.held = torch.stack([torch.as_tensor(np.isin(source.ravel(), fold)) for fold in folds]).float()
         self.seed = int(rng.integers(2**31))
 
     def likelihoods(self, candidates: list[Settings]) -> list[float]:
