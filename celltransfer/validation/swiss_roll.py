@@ -2,6 +2,13 @@
 
 Every law is held against *fresh* samples of the true one: the same sources are put into many new minibatches of optimal
 transport, and the partner that is drawn for them is taken.
+
+Tuning, by the energy distance with few pairs, on two seeds that are not reported. Settings tried: 12 each of ieot (five
+with networks for towers, seven with linear ones), cgmm_ss (three and nine) and cgan; 15 of mdn; 9 of cnf; 6 each of
+cnf_ss, ugan_l2 and regression; one of ieot_energy; none of the paper's form, which is B.2's but for fewer steps and one
+learning rate. So tuning is as long for ieot as for its nearest rivals, and not for all. Linear towers won for both
+methods that have them: the true plan is close to one with two directions that are linear in the source, so they suit
+this task. With many pairs nothing was tuned: steps and widths grew, and decay shrank, for all alike.
 """
 
 from __future__ import annotations
@@ -36,8 +43,10 @@ MARGINAL = 2000
 
 # Pairs, and unpaired points on either side; the latter are as many as pairs where there are more of those.
 FEW, UNPAIRED = 128, 1024
-# Unpaired points on either side that are compared, from the pairs alone upwards, and seeds of that comparison.
-COUNTS, COUNT_SEEDS = (FEW, UNPAIRED, 4096), 3
+# Unpaired points on either side that are compared, from the pairs alone upwards.
+COUNTS = (FEW, UNPAIRED, 4096)
+# Seeds of that comparison, and of the methods with many pairs.
+SLOW_SEEDS = 3
 # Drawn samples of each of some test sources.
 DRAWN, SHOWN = 60, 4
 
@@ -50,17 +59,43 @@ class Arm(NamedTuple):
     many: dict[str, Any]
 
 
+_WIDE = (128, 128)
+_LIGHT: dict[str, Any] = {"n_potential": 50, "towers": "linear", "floor": 0.01, "lr": 0.02}
+_IEOT = _LIGHT | {"n_cost": 4, "weight_unpaired": 0.3, "penalty": 0.3}
+_CGMM = _LIGHT | {"n_cost": 2, "weight_unpaired": 2.0, "weight_decay": 0.01, "stop_by": "energy_score"}
+# B.2 with a network of two layers; one learning rate for both optimisers.
+_PAPER: dict[str, Any] = {"n_potential": 50, "n_cost": 25, "towers": "mlp", "hidden": (64, 64), "optimizers": "two"}
+_PAPER |= {"weight_unpaired": 1.0, "penalty": 0.0, "floor": 0.001, "lr": 1e-3, "steps": 1000}
+_ENERGY: dict[str, Any] = {"cost": "joint", "pull": 0.0, "step": 0.02, "n_steps": 20}
+_FLOW: dict[str, Any] = {"splines": True, "transforms": 3}
+_SMALL = {"n_sources": 16, "batch_size": 64}
 ARMS: dict[str, Arm] = {
-    "ieot": Arm("ieot", {"steps": 500}, {"steps": 500}),
-    "ieot, the paper's form": Arm("ieot", {"steps": 500}, {"steps": 500}),
-    "ieot_energy": Arm("ieot_energy", {"steps": 500}, {"steps": 500}),
-    "mdn": Arm("mdn", {}, {}),
-    "cgmm_ss": Arm("cgmm_ss", {}, {}),
-    "cnf": Arm("cnf", {}, {}),
-    "cnf_ss": Arm("cnf_ss", {}, {}),
-    "cgan": Arm("cgan", {}, {}),
-    "ugan_l2": Arm("ugan_l2", {}, {}),
-    "regression": Arm("regression", {}, {}),
+    "ieot": Arm("ieot", _IEOT | {"steps": 500}, _IEOT | {"steps": 1000}),
+    "ieot, the paper's form": Arm("ieot", _PAPER, _PAPER),
+    "ieot_energy": Arm("ieot_energy", _ENERGY | {"steps": 600}, _ENERGY | {"steps": 1000}),
+    "mdn": Arm(
+        "mdn",
+        {"n_components": 20, "hidden": _WIDE, "weight_decay": 0.1, "steps": 2000},
+        {"n_components": 20, "hidden": _WIDE, "steps": 4000},
+    ),
+    "cgmm_ss": Arm("cgmm_ss", _CGMM | {"steps": 500}, _CGMM | {"steps": 1000}),
+    "cnf": Arm(
+        "cnf",
+        _FLOW | {"weight_decay": 0.1, "stop_by": "energy_score", "steps": 600},
+        _FLOW | {"hidden": _WIDE, "steps": 2000},
+    ),
+    "cnf_ss": Arm("cnf_ss", _FLOW | _SMALL | {"steps": 600}, _FLOW | _SMALL | {"steps": 1500}),
+    "cgan": Arm(
+        "cgan",
+        {"weight_r1": 0.3, "weight_decay": 1.0, "steps": 2000},
+        {"weight_r1": 0.1, "hidden": _WIDE, "steps": 4000},
+    ),
+    "ugan_l2": Arm("ugan_l2", {"weight_l2": 0.03, "steps": 1500}, {"weight_l2": 0.03, "hidden": _WIDE, "steps": 3000}),
+    "regression": Arm(
+        "regression",
+        {"hidden": _WIDE, "weight_decay": 1.0, "lr": 3e-3, "steps": 2000},
+        {"hidden": _WIDE, "steps": 2000},
+    ),
 }
 OURS, PAPERS, ENERGY = "ieot", "ieot, the paper's form", "ieot_energy"
 _MANY = "With many pairs {} comes nearer than ieot with few (figure 5)."
@@ -85,9 +120,10 @@ class SwissRoll(Suite):
         """Every method with few and many pairs, controls, and one method over numbers of unpaired points."""
         found: list[Job] = []
         for seed in range(seeds or self.seeds):
-            found += [_job(arm, n, _unpaired(n), _unpaired(n), seed) for n in (FEW, self.many) for arm in ARMS]
             found += [_job(arm, 0, 0, 0, seed) for arm in (CHANCE, CEILING)]
-            if seed < COUNT_SEEDS:
+            sizes = (FEW, self.many) if seed < SLOW_SEEDS else (FEW,)
+            found += [_job(arm, n, _unpaired(n), _unpaired(n), seed) for n in sizes for arm in ARMS]
+            if seed < SLOW_SEEDS:
                 found += [_job(OURS, FEW, i, j, seed) for i in COUNTS for j in COUNTS if (i, j) != (UNPAIRED, UNPAIRED)]
         return found
 
@@ -109,6 +145,8 @@ class SwissRoll(Suite):
         settings = dict(few if len(data.xp) == FEW else many)
         if method in conditional.NAMES:
             return conditional.fit(method, *data, seed=seed, **settings).sample(x, DRAWS, seed)
+        if self.full and arm == PAPERS:
+            settings["steps"] = 25_000
         steps = settings.pop("steps")
         trainer = Trainer(max_steps=steps, patience=float("inf"), device=self.device, progress=False)
         anchors = np.tile(np.arange(len(data.xp))[:, None], 2)
@@ -353,6 +391,7 @@ def _nearer(found: pd.DataFrame, arm: str, others: pd.DataFrame, other: str, tex
         return Claim(text, "one of the arms was not run.", None)
     ours, theirs = found["energy", arm], others["energy", other]
     gain = (theirs - ours).dropna()
+    ours, theirs = ours[gain.index], theirs[gain.index]
     mean, low, high = _interval(gain, level)
     what = f"{ours.mean():.3f} against {theirs.mean():.3f}; lower by {mean:.3f}"
     interval = f"{100 * level:.3g} % interval {low:.3f} to {high:.3f}, {len(gain)} seeds"
