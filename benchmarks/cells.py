@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import celltransfer as ct
 import numpy as np
 import pandas as pd
+from celltransfer.law import LEVELS, Calibration
 from celltransfer.metrics import protocol
 from matplotlib.figure import Figure
 
@@ -40,6 +41,18 @@ DATASETS = {
     "scgem": ("scgem", "rna", "methylation", _TINY),
 }
 METHODS = ["jacobian", "ridge", "pls", "fgw"]
+# Options of methods run under a name of their own: inverse entropic OT as in the paper, and from there to ours.
+_JOINT = {"potential": "joint", "weight_unpaired": 1.0}
+_PAPER = _JOINT | {"towers": "mlp", "penalty": 0.0, "n_potential": 50, "n_cost": 25, "lr": 1e-3}
+VARIANTS = {
+    "ieot (paper)": ("ieot", _PAPER | {"optimizers": "two"}),
+    "ieot (paper, one optimiser)": ("ieot", _PAPER),
+    "ieot (linear, lambda 1)": ("ieot", _JOINT | {"penalty": 0.0, "n_potential": 20}),
+    "ieot (linear, lambda 1, penalty)": ("ieot", _JOINT | {"n_potential": 20}),
+    "ieot (joint)": ("ieot", {"potential": "joint"}),
+    "ieot (anchors only)": ("ieot", {"weight_unpaired": 0.0, "n_potential": 20, "potential": "joint"}),
+}
+STEPS = {"ieot (paper)": 3000, "ieot (paper, one optimiser)": 3000}
 SCORES = [
     "foscttm",
     "foscttm_source_to_target",
@@ -62,7 +75,9 @@ def main() -> None:
     run = commands.add_parser("run", help="score what the results file lacks")
     run.add_argument("--out", type=Path, default=Path("benchmarks/results/cells.csv"))
     run.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS))
-    run.add_argument("--methods", nargs="+", default=METHODS)
+    run.add_argument(
+        "--methods", nargs="+", default=METHODS, help="names of methods, or of variants: " + ", ".join(VARIANTS)
+    )
     run.add_argument("--anchors", nargs="+", type=int, default=[1, 10, 50])
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     run.add_argument("--part", choices=["dev", "test"], default="test")
@@ -110,7 +125,8 @@ def score_task(mdata, name: str, part: str, k: int, seed: int, methods: list[str
         for control, scores in protocol.control_table(task, seed).items():
             yield about | {"method": f"control: {control}"} | {s: scores.values.get(s, np.nan) for s in SCORES}
     for method in methods:
-        if ct.translators.get(method).min_anchors > k:
+        translator, settings = VARIANTS.get(method, (method, {}))
+        if ct.translators.get(translator).min_anchors > k:
             continue
         start = time.perf_counter()
         model = ct.fit(
@@ -118,9 +134,12 @@ def score_task(mdata, name: str, part: str, k: int, seed: int, methods: list[str
             source=source,
             target=target,
             anchors=task.anchors,
-            method=method,
+            method=translator,
             conditions=task.condition,
             seed=seed,
+            trainer=ct.train.Trainer(max_steps=STEPS.get(method)),
+            verdict=method not in VARIANTS,
+            **settings,
         )
         fitted = time.perf_counter()
         scores = protocol.score(task, model.translate_cells(task.source_test), spearman=False)
@@ -129,6 +148,7 @@ def score_task(mdata, name: str, part: str, k: int, seed: int, methods: list[str
             about
             | {"method": method}
             | {s: scores.values.get(s, np.nan) for s in SCORES}
+            | law_scores(model, task)
             | {
                 "fit_seconds": model.result_.seconds,
                 "seconds": fitted - start,
@@ -144,8 +164,29 @@ def score_task(mdata, name: str, part: str, k: int, seed: int, methods: list[str
         )
 
 
+LAW_SCORES = [
+    *["log_prob", "std_ratio", "calibration_anchors"],
+    *[f"coverage_{kind}@{level:.0%}" for kind in ("stated", "calibrated") for level in LEVELS],
+]
+
+
+def law_scores(model: ct.TransferModel, task: protocol.Task) -> dict:
+    """Log density of the true partners in nats, and share of their values inside intervals, of methods with a law."""
+    if not model.translator.gives_distribution:
+        return {}
+    calibration = model.calibration_
+    found = {"log_prob": float(model.law.log_prob(task.source_test, task.truth).mean())}
+    found |= {"std_ratio": calibration.ratio, "calibration_anchors": calibration.n_anchors}
+    for kind, used in (("stated", Calibration(noise=calibration.noise)), ("calibrated", calibration)):
+        model.calibration_ = used
+        shares = model.law.coverage(task.source_test, task.truth) if kind == "stated" or used.calibrated else {}
+        found |= {f"coverage_{kind}@{level:.0%}": share for level, share in shares.items()}
+    model.calibration_ = calibration
+    return found
+
+
 COLUMNS = [
-    *["dataset", "part", "k", "seed", "n", "method", *SCORES],
+    *["dataset", "part", "k", "seed", "n", "method", *SCORES, *LAW_SCORES],
     *["fit_seconds", "seconds", "peak_mb", "status", "verdict", "estimate", "estimate_low", "estimate_high"],
     *["celltransfer", "machine"],
 ]

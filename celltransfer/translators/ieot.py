@@ -36,8 +36,8 @@ TOWERS = ("linear", "residual", "mlp")
 CENTRING = 10.0
 # Added to Adam's denominator: the mixture starts at a stationary point, where gradients are rounding and have no sign.
 EPSILON = ieot_settings.EPSILON
-# Share of the loss by which it may still have moved between the last two checks when a fit has converged.
-SETTLED = 0.05
+# Nats per target feature by which the loss may still have moved between the last two checks when a fit has converged.
+SETTLED = 0.01
 
 
 class ScaledLaw(nn.Module):
@@ -235,7 +235,7 @@ class IEOT(ConditionalTranslator):
 
     def remarks(self, result: FitResult) -> list[str]:
         """The settings that left-out anchors chose, and what the fit rests on where there were none."""
-        if result.status is Status.MAX_STEPS and _settled(result):
+        if result.status is Status.MAX_STEPS and _settled(result, self.n_features_out_):
             result.status = Status.CONVERGED
         found = [] if self.settings_.reason is None else [self.settings_.reason]
         if not self._share:
@@ -311,7 +311,7 @@ def _nothing(law: TiltedMixture) -> Tensor:
     return 0.0 * squared_weights(law)
 
 
-def _settled(result: FitResult) -> bool:
-    """Whether the mean loss of the last check is that of the one before, up to a small part of what it has fallen."""
+def _settled(result: FitResult, n_features: int) -> bool:
+    """Whether the mean loss of the last check is that of the one before."""
     path = [value for _, value in result.history.get("loss", [])]
-    return len(path) > 3 and abs(path[-1] - path[-2]) <= SETTLED * (max(path) - min(path)) + 1e-6
+    return len(path) > 3 and abs(path[-1] - path[-2]) <= SETTLED * n_features

@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     from celltransfer.nn.mixture import TiltedMixture
     from celltransfer.translators.ieot import IEOT, ScaledLaw
 
-# Candidates: lambda and penalty are compared together at the first size, then the sizes at the best of these.
-WEIGHTS, PENALTIES, SIZES = (0.03, 0.2, 1.0), (15.0, 60.0, 240.0), (20, 5, 50)
-# What is taken where there are too few anchors to leave any out.
-FEWEST_ANCHORS, DEFAULT_WEIGHT, DEFAULT_PENALTY = 3, 0.2, 60.0
-# Folds at most, steps of the comparison at most, and cells a side in each step.
+# Candidates, the default of each first. lambda and penalty are compared together at the first size, then the sizes.
+WEIGHTS, PENALTIES, SIZES = (0.2, 0.03, 1.0), (60.0, 15.0, 240.0, 1000.0), (20, 5, 50)
+# With fewer anchors none can be left out, and the defaults are taken.
+FEWEST_ANCHORS = 3
+# Folds at most, steps of the comparison (fewer where the fit is to take fewer), and cells a side in each step.
 FOLDS, STEPS, BATCH = 5, 150, 128
 CELLS = 2000
 EPSILON = 1e-3
+# Log density of what a fit that diverged makes of an anchor.
+WORST = -1e9
 
 
 class Settings(NamedTuple):
@@ -125,35 +127,36 @@ class Cells:
 def choose(method: IEOT, pair: ModalityPair, rng: np.random.Generator) -> Settings:
     """Settings that the options of `method` give, the open ones chosen by left-out anchors where there are enough.
 
-    lambda and penalty are chosen together, from 3 x 3 values, then the number of components from 3; a number of
-    folds up to `FOLDS` of the anchors is left out in turn, and the candidate with the highest mean log density of the
-    left-out anchors is taken.
+    Anchors are left out in up to `FOLDS` groups. lambda and penalty are compared together, from 3 x 4 values, then the
+    number of components from 3. The candidate with the highest mean log density of the left-out anchors is taken if it
+    beats the defaults by more than a standard error of the difference: a handful of anchors decides little.
     """
+    sizes = SIZES if method.n_potential is None else (method.n_potential,)
     weights = WEIGHTS if method.weight_unpaired is None else (method.weight_unpaired,)
     penalties = PENALTIES if method.penalty is None else (method.penalty,)
-    sizes = SIZES if method.n_potential is None else (method.n_potential,)
-    if len(weights) * len(penalties) * len(sizes) == 1:
-        return Settings(sizes[0], weights[0], penalties[0])
-    if len(np.unique(pair.anchor_x, axis=0)) < FEWEST_ANCHORS:
-        given = [
-            DEFAULT_WEIGHT if len(weights) > 1 else weights[0],
-            DEFAULT_PENALTY if len(penalties) > 1 else penalties[0],
-        ]
-        return Settings(sizes[0], given[0], given[1])
+    default = Settings(sizes[0], weights[0], penalties[0])
+    n_candidates = len(weights) * len(penalties) + len(sizes) - 1
+    if n_candidates == 1 or len(np.unique(pair.anchor_x, axis=0)) < FEWEST_ANCHORS:
+        return default
     compare = _Comparison(method, pair, rng)
-    first = [Settings(sizes[0], w, p) for w in weights for p in penalties]
+    first = [Settings(sizes[0], weight, penalty) for weight in weights for penalty in penalties]
     found = dict(zip(first, compare.likelihoods(first), strict=True))
-    best = max(found, key=found.__getitem__)
-    others = [best._replace(n_potential=size) for size in sizes[1:]]
-    for other in others:
-        found[other] = compare.likelihoods([other])[0]
-    best = max(found, key=found.__getitem__)
-    reason = (
-        f"Left-out anchors chose weight_unpaired={best.weight_unpaired:g}, penalty={best.penalty:g}, "
-        f"n_potential={best.n_potential} of {len(found)} settings (mean log density {found[best]:.2f}; worst "
-        f"{min(found.values()):.2f})."
+    best = _better(found, default)
+    found |= {other: compare.likelihoods([other])[0] for other in (best._replace(n_potential=n) for n in sizes[1:])}
+    best = _better({s: found[s] for s in found if s[1:] == best[1:]}, best)
+    means = [float(values.mean()) for values in found.values()]
+    return best._replace(
+        reason=f"Settings by left-out anchors: weight_unpaired={best.weight_unpaired:g}, penalty={best.penalty:g}, "
+        f"n_potential={best.n_potential}, mean log density {float(found[best].mean()):.2f} ({n_candidates} compared, "
+        f"{min(means):.2f} to {max(means):.2f})."
     )
-    return best._replace(reason=reason)
+
+
+def _better(found: dict[Settings, Tensor], default: Settings) -> Settings:
+    """The settings with the highest mean, unless the default's is within a standard error of the difference."""
+    best = max(found, key=lambda s: float(found[s].mean()))
+    gain = found[best] - found[default]
+    return best if best != default and gain.mean() > gain.std() / len(gain) ** 0.5 else default
 
 
 class _Comparison:
@@ -161,7 +164,7 @@ class _Comparison:
 
     def __init__(self, method: IEOT, pair: ModalityPair, rng: np.random.Generator) -> None:
         self.method, self.rng, self.share = method, rng, pair.n_anchors / pair.n_source
-        method.settings_ = Settings(1, DEFAULT_WEIGHT, DEFAULT_PENALTY)
+        method.settings_ = Settings(1, WEIGHTS[0], PENALTIES[0])
         scales = method.build()
         scales.set_scales(pair.x, pair.y)
         self.cells = Cells.sample(scales, pair, rng, CELLS)
@@ -171,8 +174,8 @@ class _Comparison:
         self.held = torch.stack([torch.as_tensor(np.isin(source.ravel(), fold)) for fold in folds]).float()
         self.seed = int(rng.integers(2**31))
 
-    def likelihoods(self, candidates: list[Settings]) -> list[float]:
-        """Mean log density of the anchors under fits without them, of candidates with one number of components."""
+    def likelihoods(self, candidates: list[Settings]) -> list[Tensor]:
+        """Log densities (k,) of the anchors under fits without them, of candidates with one number of components."""
         model, n_folds = self._start(candidates[0]), len(self.held)
         n = len(candidates) * n_folds
         held = self.held.repeat(len(candidates), 1)
@@ -183,12 +186,13 @@ class _Comparison:
         stacked, _ = stack_module_state([copy.deepcopy(model) for _ in range(n)])
         self._fit(model, stacked, lam, penalty, kept)
         found = vmap(lambda p: functional_call(model, p, (self.cells,)))(stacked)
-        found = (found.detach() * held).nan_to_num(nan=-1e9, neginf=-1e9, posinf=-1e9)
-        return (found.reshape(len(candidates), -1).sum(dim=1) / self.held.sum()).tolist()
+        found = found.detach().nan_to_num(nan=WORST, neginf=WORST, posinf=WORST) * held
+        return list(found.reshape(len(candidates), n_folds, -1).sum(dim=1))
 
     def _fit(self, model: _Law, stacked: dict[str, Tensor], lam: Tensor, penalty: Tensor, kept: Tensor) -> None:
         """`STEPS` steps of all fits, on the same cells."""
-        rng, steps = np.random.default_rng(self.seed), min(STEPS, self.method.max_steps_)
+        rng = np.random.default_rng(self.seed)
+        steps = max(1, min(STEPS, STEPS * self.method.max_steps_ // self.method.training["max_steps"]))
         parameters = list(stacked.values())
         optimizer = torch.optim.Adam([p.requires_grad_() for p in parameters], lr=1.5 * self.method.lr, eps=EPSILON)
         for step in range(steps):
