@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from celltransfer.translators.ieot import IEOT, ScaledLaw
 
 # Candidates, the default of each first. lambda and penalty are compared together at the first size, then the sizes.
-WEIGHTS, PENALTIES, SIZES = (0.2, 0.03, 1.0), (60.0, 15.0, 240.0, 1000.0), (20, 5, 50)
+WEIGHTS, PENALTIES, SIZES = (0.2, 0.03, 1.0), (60.0, 12.0, 400.0, 3000.0), (20, 5, 50)
 # With fewer anchors none can be left out, and the defaults are taken.
 FEWEST_ANCHORS = 3
 # Folds at most, steps of the comparison (fewer where the fit is to take fewer), and cells a side in each step.
