@@ -64,6 +64,8 @@ _HEADLINE = [
     "foscttm_depth_regressed",
     "bias",
 ]
+# Cells on which intervals are checked; all features of each are.
+MAX_COVERED = 500
 # Keeps the sample of cells unrelated to other draws of the same seed.
 _SAMPLE = 41
 
@@ -274,7 +276,23 @@ def report(
         return Report(pd.DataFrame(), {}, about, model.verdict_, [*model.result_.notes, note])
     about["n_cells"] = len(scored)
     task, notes = _task(model, mdata, rows, scored, labels)
+    if model.translator.gives_distribution:
+        about["coverage"], said = _coverage(model, mdata, scored[:MAX_COVERED])
+        notes.append(said)
     return Report(*_scores(task, model, mdata, seed), about, model.verdict_, [*model.result_.notes, *notes])
+
+
+def _coverage(model: TransferModel, mdata: MuData, rows: np.ndarray) -> tuple[dict[str, float], str]:
+    """Share of measured values inside the stated intervals by level, and a sentence that says so."""
+    source, target = (
+        mdata.mod[name][own].copy() for name, own in zip((model.source, model.target), rows.T, strict=True)
+    )
+    if model.conditions:
+        for key in model.conditions:
+            source.obs[key] = cells.obs_column(mdata, model.source, key).iloc[rows[:, 0]].to_numpy()
+    found = {f"{level:.0%}": share for level, share in model.law.coverage(source, target).items()}
+    shares = ", ".join(f"{level} intervals hold {share:.0%}" for level, share in found.items())
+    return found, f"Of the measured values of {len(rows)} cells, {shares}. {model.calibration_.describe()}"
 
 
 def _known_pairs(mdata: MuData, model: TransferModel, pairs: pd.DataFrame | None) -> np.ndarray:

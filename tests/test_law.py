@@ -6,7 +6,7 @@ import celltransfer as ct
 import numpy as np
 import pytest
 from celltransfer import law
-from celltransfer.errors import CelltransferWarning, ConfigError, FeatureError, ModalityError
+from celltransfer.errors import CelltransferWarning, ConditionError, ConfigError, FeatureError, ModalityError
 from celltransfer.law import Calibration
 from celltransfer.train import Trainer
 
@@ -182,3 +182,28 @@ def test_conformal_quantile_is_exact_on_exchangeable_errors():
         known = Calibration(50, 1.0, np.quantile(errors[:50], law.GRID))
         held.append(errors[50] <= known.multiplier(0.8))
     assert np.mean(held) == pytest.approx(0.8, abs=0.06)
+
+
+def test_the_report_says_whether_intervals_hold(model, mdata, test_cells):
+    found = ct.report(model, mdata)
+    assert set(found.about["coverage"]) == {"50%", "80%", "95%"}
+    assert found.about["coverage"]["80%"] == pytest.approx(model.law.coverage(*test_cells)[0.8], abs=1e-6)
+    assert any("80% intervals hold" in note and "alibrated" in note for note in found.notes)
+
+
+def test_conditions_are_found_for_laws_and_reports():
+    data = ct.datasets.simulate(n_obs=300, n_genes=60, n_peaks=90, seed=1)
+    model = fitted_on(data, conditions="condition")
+    assert model.law.std(data).shape[0] == data["rna"].n_obs
+    assert 0 < ct.report(model, data).about["coverage"]["80%"] <= 1
+    without = data["rna"].copy()
+    del without.obs["condition"]
+    with pytest.raises(ConditionError, match="condition"):
+        model.law.std(without)
+
+
+def fitted_on(data, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CelltransferWarning)
+        how = {"anchors": 12, "method": "ieot", "trainer": Trainer(max_steps=60), "verdict": False} | OPTIONS | options
+        return ct.fit(data, source="rna", target="atac", **how)
