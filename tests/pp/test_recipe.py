@@ -387,3 +387,26 @@ def test_real_modalities(name, kinds, real_dataset):
         assert np.isfinite(recipe.inverse_transform(z[:50])).all()
         if kind == "atac":
             assert 0 in recipe.get_state()["latent0.dropped"]
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r.kind in ("rna", "atac", "protein")], ids=repr)
+def test_spread_goes_back_as_draws_do(recipe):
+    """Variances of features are those of draws that are sent back without clipping, for some features or all."""
+    adata = values(recipe.kind)
+    fitted = recipe.unfitted().fit(adata)
+    d, rng = fitted.n_features_out_, np.random.default_rng(0)
+    root = rng.normal(size=(d, d)) / d
+    covariance = (root @ root.T).astype(np.float32)
+    z = np.zeros((1, d), dtype=np.float32)
+    unit = _unclipped(fitted, np.eye(d, dtype=np.float32)) - _unclipped(fitted, z)  # (d, p), the linear part
+    expected = np.einsum("ip,ij,jp->p", unit, covariance if fitted.reduces else np.diag(covariance.diagonal()), unit)
+    spread = covariance[None] if fitted.reduces else covariance.diagonal()[None]
+    np.testing.assert_allclose(fitted.inverse_variance(spread)[0], expected, rtol=1e-3, atol=1e-6)
+    some = np.array([5, 1])
+    np.testing.assert_allclose(fitted.inverse_variance(spread, some)[0], expected[some], rtol=1e-3, atol=1e-6)
+
+
+def _unclipped(fitted, z):
+    for step in reversed(fitted._latent):
+        z = step.inverse(z)
+    return z
