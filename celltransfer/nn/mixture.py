@@ -67,7 +67,7 @@ class TiltedMixture(nn.Module):
         floor: float = 0.02,
     ) -> None:
         super().__init__()
-        self.n_out, self.n_cost, self.floor = n_out, n_cost, floor
+        self.n_out, self.n_cost, self.floor, self.linear = n_out, n_cost, floor, towers == "linear"
         self.direction = _tower(n_in, n_cost * n_out, towers, hidden)
         _zero(self.direction)
         # A constant direction could be had from the potential as well; see `semi_supervised` on what it would cost.

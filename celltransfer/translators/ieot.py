@@ -228,10 +228,7 @@ class IEOT(ConditionalTranslator):
             share=self._share,
             joint=self.potential == "joint",
         )
-        named = {"loss": loss, "penalty": self.settings_.penalty / self._k * squared_weights(law)}
-        if self.towers != "linear":
-            named["centring"] = CENTRING * mean_direction(law, x).square().sum()
-        return named
+        return {"loss": loss} | penalties(law, x, self.settings_.penalty / self._k)
 
     def remarks(self, result: FitResult) -> list[str]:
         """The settings that left-out anchors chose, and what the fit rests on where there were none."""
@@ -291,6 +288,14 @@ class IEOT(ConditionalTranslator):
         weight, penalty = map(float, state.pop("chosen"))
         self.settings_ = ieot_settings.Settings(len(state["law.centres"]), weight, penalty)
         super()._load_state(state)
+
+
+def penalties(law: TiltedMixture, x: Tensor, weight: Tensor | float) -> dict[str, Tensor]:
+    """Ridge penalty on the towers and, where they are networks, one on the mean of the directions over cells `x`."""
+    found = {"penalty": weight * squared_weights(law)}
+    if not law.linear:
+        found["centring"] = CENTRING * mean_direction(law, x).square().sum()
+    return found
 
 
 def squared_weights(law: TiltedMixture) -> Tensor:

@@ -33,6 +33,9 @@ CELLS = 2000
 EPSILON = 1e-3
 # Log density of what a fit that diverged makes of an anchor.
 WORST = -1e9
+# Parameters of one fit up to which fits are compared, as many at a time hold as many times the memory; and the share of
+# a time limit that comparing may take.
+MOST_PARAMETERS, MOST_TIME = 200_000, 0.5
 
 
 class Settings(NamedTuple):
@@ -139,7 +142,23 @@ def choose(method: IEOT, pair: ModalityPair, rng: np.random.Generator) -> Settin
     if n_candidates == 1 or len(np.unique(pair.anchor_x, axis=0)) < FEWEST_ANCHORS:
         return default
     compare = _Comparison(method, pair, rng)
-    first = [Settings(sizes[0], weight, penalty) for weight in weights for penalty in penalties]
+    if compare.n_parameters > MOST_PARAMETERS:
+        return default._replace(reason="Default settings: with so many features they are not compared.")
+    try:
+        return _compared(compare, default, weights, penalties, sizes)
+    except _OutOfTimeError:
+        return default._replace(reason="Default settings: there was no time to compare any; raise `max_seconds`.")
+
+
+def _compared(
+    compare: _Comparison,
+    default: Settings,
+    weights: tuple[float, ...],
+    penalties: tuple[float, ...],
+    sizes: tuple[int, ...],
+) -> Settings:
+    """The settings that left-out anchors choose."""
+    first = [default._replace(weight_unpaired=weight, penalty=p) for weight in weights for p in penalties]
     found = dict(zip(first, compare.likelihoods(first), strict=True))
     best = _better(found, default)
     found |= {other: compare.likelihoods([other])[0] for other in (best._replace(n_potential=n) for n in sizes[1:])}
@@ -147,7 +166,7 @@ def choose(method: IEOT, pair: ModalityPair, rng: np.random.Generator) -> Settin
     means = [float(values.mean()) for values in found.values()]
     return best._replace(
         reason=f"Settings by left-out anchors: weight_unpaired={best.weight_unpaired:g}, penalty={best.penalty:g}, "
-        f"n_potential={best.n_potential}, mean log density {float(found[best].mean()):.2f} ({n_candidates} compared, "
+        f"n_potential={best.n_potential}, mean log density {float(found[best].mean()):.2f} ({len(found)} compared, "
         f"{min(means):.2f} to {max(means):.2f})."
     )
 
@@ -159,6 +178,10 @@ def _better(found: dict[Settings, Tensor], default: Settings) -> Settings:
     return best if best != default and gain.mean() > gain.std() / len(gain) ** 0.5 else default
 
 
+class _OutOfTimeError(Exception):
+    """The time limit leaves no more for comparing settings."""
+
+
 class _Comparison:
     """Fits of several settings on several folds of the anchors, all at once."""
 
@@ -166,6 +189,7 @@ class _Comparison:
         self.method, self.rng, self.share = method, rng, pair.n_anchors / pair.n_source
         method.settings_ = Settings(1, WEIGHTS[0], PENALTIES[0])
         scales = method.build()
+        self.n_parameters = sum(p.numel() for p in scales.parameters())
         scales.set_scales(pair.x, pair.y)
         self.cells = Cells.sample(scales, pair, rng, CELLS)
         # Anchors that repeat one source cell, with several targets, are left out together.
@@ -173,6 +197,7 @@ class _Comparison:
         folds = np.array_split(rng.permutation(source.max() + 1), min(source.max() + 1, FOLDS))
         self.held = torch.stack([torch.as_tensor(np.isin(source.ravel(), fold)) for fold in folds]).float()
         self.seed = int(rng.integers(2**31))
+        self.deadline = MOST_TIME * (method.clock_.left() + method.clock_.elapsed())
 
     def likelihoods(self, candidates: list[Settings]) -> list[Tensor]:
         """Log densities (k,) of the anchors under fits without them, of candidates with one number of components."""
@@ -196,6 +221,8 @@ class _Comparison:
         parameters = list(stacked.values())
         optimizer = torch.optim.Adam([p.requires_grad_() for p in parameters], lr=1.5 * self.method.lr, eps=EPSILON)
         for step in range(steps):
+            if self.method.clock_.elapsed() > self.deadline:
+                raise _OutOfTimeError
             optimizer.param_groups[0]["lr"] = 1.5 * self.method.lr * min(1.0, 2 * (1 - step / steps))
             cells = self.cells.draw(BATCH, rng)
 
@@ -224,15 +251,13 @@ class _Law(nn.Module):
 
     def forward(self, cells: Cells, fit: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
         """The loss of a fit given its lambda, penalty and anchor weights; without, log densities of the anchors."""
-        from celltransfer.translators.ieot import CENTRING, mean_direction, squared_weights
+        from celltransfer.translators.ieot import penalties
 
         if fit is None:
             return self.law.log_prob(cells.anchor_x, cells.anchor_y, cells.condition_anchor)
         weight_unpaired, penalty, kept = fit
-        loss = cells.loss(self.law, weight_unpaired, self.share, kept, joint=self.joint) + penalty * squared_weights(
-            self.law
-        )
-        return loss + CENTRING * mean_direction(self.law, cells.x).square().sum()
+        loss = cells.loss(self.law, weight_unpaired, self.share, kept, joint=self.joint)
+        return loss + torch.stack(list(penalties(self.law, cells.x, penalty).values())).sum()
 
 
 def _rows(pair: ModalityPair, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:

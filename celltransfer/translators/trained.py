@@ -42,8 +42,9 @@ class TrainedTranslator(Translator):
         One module that holds all networks.
     n_conditions_
         Number of conditions the networks were built for; 0 without conditions.
-    generator_, max_steps_
-        Source of randomness inside losses, and the most steps the loop will take; present during a fit only.
+    generator_, max_steps_, clock_
+        Source of randomness inside losses, the most steps the loop will take, and the time limit that `configure` and
+        the loop share; present during a fit only.
     """
 
     training: ClassVar[dict[str, Any]] = {}
@@ -52,6 +53,7 @@ class TrainedTranslator(Translator):
     n_conditions_: int
     generator_: torch.Generator
     max_steps_: int
+    clock_: Clock
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -139,11 +141,14 @@ class TrainedTranslator(Translator):
         self.n_conditions_ = len(self.condition_codes_) if self.uses_conditions else 0
         with seeded(seed):
             self.generator_, self.max_steps_ = torch.Generator(device).manual_seed(seed), trainer.max_steps
+            self.clock_ = Clock(trainer.max_seconds)
             try:
                 rows_x, rows_y = self.configure(pair, self.generator_)
+                left, before = replace(trainer, max_seconds=self.clock_.share(1)), self.clock_.elapsed()
                 self.module_.to(device).train()
                 batches = Batches(pair, trainer.batch_size, seed=seed, device=device, rows_x=rows_x, rows_y=rows_y)
-                result = trainer.run(self, batches, marks)
+                result = left.run(self, batches, marks)
+                result.seconds += before
                 self.module_.eval()
                 result.notes += self.remarks(result)
                 if getattr(self, "restarts", 1) > 1:
@@ -151,7 +156,7 @@ class TrainedTranslator(Translator):
                 return result
             finally:
                 self.release()
-                del self.generator_, self.max_steps_
+                del self.generator_, self.max_steps_, self.clock_
 
     def _fingerprint(self, pair: ModalityPair, seed: int, trainer: Trainer) -> dict[str, str]:
         named = {"method": self.name, "options": self.get_config(), "seed": seed}

@@ -7,6 +7,7 @@ import pytest
 from celltransfer.errors import ConfigError
 from celltransfer.train.loop import Trainer
 from celltransfer.train.outcome import Status
+from celltransfer.train.stopping import Clock
 from celltransfer.translators import ieot_settings, make
 from celltransfer.translators.ieot import IEOT
 
@@ -130,7 +131,7 @@ def test_anchors_that_repeat_a_source_are_left_out_together():
     x, y, _, _, _ = linear(n=200)
     x[:30] = np.repeat(x[:10], 3, axis=0)
     f = IEOT()
-    f.n_features_in_, f.n_features_out_, f.n_conditions_, f.max_steps_ = 4, 3, 0, 10
+    f.n_features_in_, f.n_features_out_, f.n_conditions_, f.max_steps_, f.clock_ = 4, 3, 0, 10, Clock(None)
     from celltransfer.data.pair import ModalityPair
 
     pair = ModalityPair(x, y, np.column_stack([np.arange(30)] * 2))
@@ -139,6 +140,21 @@ def test_anchors_that_repeat_a_source_are_left_out_together():
     for fold in held.bool().numpy():
         groups = fold.reshape(10, 3)
         assert (groups.all(axis=1) == groups.any(axis=1)).all()
+
+
+def test_time_limits_hold_for_the_comparison_of_settings_too():
+    x, y, anchors, test, _ = linear(n=300, d=20, out=10)
+    f = IEOT().fit(x, y, anchors, trainer=Trainer(max_seconds=0.4, max_steps=4000, progress=False))
+    assert f.result_.seconds < 1.5
+    assert f.result_.status is Status.MAX_TIME
+    assert any("no time to compare" in note for note in f.result_.notes)
+    assert np.isfinite(f.translate(test)).all()
+
+
+def test_settings_of_very_wide_features_are_not_compared():
+    x, y, anchors, _, _ = linear(n=60, d=600, out=400)
+    f = IEOT().fit(x, y, anchors, trainer=Trainer(max_steps=3, progress=False))
+    assert any("so many features" in note for note in f.result_.notes)
 
 
 def test_a_long_fit_has_converged():
