@@ -32,8 +32,9 @@ class TiltedMixture(nn.Module):
     .. math:: \pi(y|x) = \sum_{mn} \frac{z_{mn}(x)}{Z(x)} \, N(y \mid b_n + B_n a_m(x), B_n).
 
     The regularisation of entropic OT is 1: (a, B, eps) and (a / eps, eps B, 1) are the same model. Where conditions are
-    known, the weights w have a row per condition, which unpaired target cells alone determine; a condition the model
-    does not know (code -1) has the weights of all cells. No (batch, M, N, D) array is ever made.
+    known, the potential has a row of weights w and a tilt <t, y> for each, which unpaired target cells alone determine;
+    a condition the model does not know (code -1) has the weights of all cells and no tilt. No (batch, M, N, D) array
+    is ever made.
 
     Reference: inverse entropic optimal transport, equations 13, 17 and 18, Propositions 3.1 and 3.2.
 
@@ -79,6 +80,7 @@ class TiltedMixture(nn.Module):
         self.centres = nn.Parameter(torch.randn(n_potential, n_out))
         self.log_variances = nn.Parameter(torch.zeros(n_potential, n_out))
         self.weights = nn.Parameter(torch.zeros(1 + n_conditions, n_potential))
+        self.tilts = nn.Parameter(torch.zeros(1 + n_conditions, n_out)) if n_conditions else None
 
     @property
     def variances(self) -> Tensor:
@@ -102,9 +104,16 @@ class TiltedMixture(nn.Module):
         log_w = self.weights.log_softmax(dim=-1)
         return log_w[:1] if condition is None else log_w[condition + 1]
 
+    def tilt(self, condition: Tensor | None = None) -> Tensor:
+        """The tilt of the potential, shape (batch, D), or (1, D) without conditions."""
+        if self.tilts is None or condition is None:
+            return torch.zeros_like(self.centres[:1])
+        return self.tilts[condition + 1]
+
     def potential(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
         """The potential f(y), shape (batch,)."""
-        return (self.log_weights(condition) + self._log_normal(y)).logsumexp(dim=-1)
+        mixture = (self.log_weights(condition) + self._log_normal(y)).logsumexp(dim=-1)
+        return mixture if self.tilts is None or condition is None else mixture + (self.tilt(condition) * y).sum(dim=-1)
 
     def cost(self, x: Tensor, y: Tensor) -> Tensor:
         """The cost c(x, y) of rows that belong together, shape (batch,)."""
@@ -156,15 +165,16 @@ class TiltedMixture(nn.Module):
         return mean + variance.sqrt() * noise
 
     def _shares(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Directions, shape (batch, M, D), and responsibilities, shape (batch, M, N)."""
+        """Directions with the potential's tilt, shape (batch, M, D), and responsibilities, shape (batch, M, N)."""
         a, log_z = self._parts(x, condition)
         return a, log_z.flatten(start_dim=1).softmax(dim=-1).reshape(log_z.shape)
 
     def _parts(self, x: Tensor, condition: Tensor | None, frozen: bool = False) -> tuple[Tensor, Tensor]:
-        """Directions, shape (batch, M, D), and log z_mn, shape (batch, M, N)."""
+        """Directions with the potential's tilt, shape (batch, M, D), and log z_mn, shape (batch, M, N)."""
         a, log_v = self.directions(x)
-        potential = self.variances, self.centres, self.log_weights(condition)
-        var, b, log_w = (p.detach() for p in potential) if frozen else potential
+        potential = self.variances, self.centres, self.log_weights(condition), self.tilt(condition)
+        var, b, log_w, tilt = (p.detach() for p in potential) if frozen else potential
+        a = a + tilt[:, None]
         return a, (0.5 * a * a) @ var.T + a @ b.T + log_v[:, :, None] + log_w[:, None]
 
     def _log_normal(self, y: Tensor) -> Tensor:

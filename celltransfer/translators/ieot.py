@@ -48,7 +48,8 @@ class ScaledLaw(nn.Module):
     law
         Density of scaled target features given scaled source features.
     mean_x, factor_x, mean_y, factor_y
-        Scaled features are (value - mean) * factor.
+        Scaled features are (value - mean) * factor. Source cells have a mean per condition, the first row of all: what
+        depends on the condition alone belongs to the potential, and directions would take it from the anchors.
     """
 
     mean_x: Tensor
@@ -56,26 +57,31 @@ class ScaledLaw(nn.Module):
     mean_y: Tensor
     factor_y: Tensor
 
-    def __init__(self, law: TiltedMixture, d: int, out: int) -> None:
+    def __init__(self, law: TiltedMixture, d: int, out: int, n_conditions: int = 0) -> None:
         super().__init__()
         self.law = law
+        self.register_buffer("mean_x", torch.zeros(1 + n_conditions, d))
+        self.register_buffer("mean_y", torch.zeros(out))
         for name, width in (("x", d), ("y", out)):
-            self.register_buffer(f"mean_{name}", torch.zeros(width))
             self.register_buffer(f"factor_{name}", torch.ones(width))
 
-    def set_scales(self, x: Matrix, y: Matrix) -> None:
+    def set_scales(self, pair: ModalityPair) -> None:
         """Centre features, and take part of their scales out."""
-        for name, matrix, power in (("x", x, SOURCE_POWER), ("y", y, TARGET_POWER)):
+        for name, matrix, power in (("x", pair.x, SOURCE_POWER), ("y", pair.y, TARGET_POWER)):
             mean, sd = moments(matrix)
             positive = sd[sd > 0]
             typical = float(positive.mean()) if len(positive) else 1.0
             relative = np.where(sd > 0, sd / typical, 1.0)
             getattr(self, f"mean_{name}").copy_(torch.as_tensor(mean))
             getattr(self, f"factor_{name}").copy_(torch.as_tensor(relative**-power / typical))
+        if pair.condition_x is not None:
+            for code in np.unique(pair.condition_x):
+                own = moments(pair.x[np.asarray(pair.condition_x) == code])[0]
+                self.mean_x[code + 1].copy_(torch.as_tensor(own))
 
-    def source(self, x: Tensor) -> Tensor:
-        """Scale source features."""
-        return (x - self.mean_x) * self.factor_x
+    def source(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Scale source features, centred within their condition."""
+        return (x - (self.mean_x[:1] if condition is None else self.mean_x[condition + 1])) * self.factor_x
 
     def target(self, y: Tensor) -> Tensor:
         """Scale target features."""
@@ -97,8 +103,8 @@ class IEOT(ConditionalTranslator):
 
     What the options leave open is chosen by the likelihood of left-out anchors, and said in ``result_.notes``.
 
-    Where conditions are known, the weights of the mixture have a row per condition, which the unpaired target cells
-    determine, so that a cell is translated to the target cells of its condition even without any anchor.
+    Where conditions are known, the potential is one per condition, which unpaired cells determine, and directions tell
+    cells of one condition apart. So a cell is translated to the target cells of its condition even without any anchor.
 
     Reference: inverse entropic optimal transport, equations 14, 17 to 20, Propositions 3.1 and 3.2.
 
@@ -163,14 +169,14 @@ class IEOT(ConditionalTranslator):
         def density(block: Tensor, codes: Tensor | None) -> Tensor:
             module = self.module_
             own = torch.as_tensor(next(rows), device=block.device)
-            scaled = module.law.log_prob(module.source(block), module.target(own), codes)
+            scaled = module.law.log_prob(module.source(block, codes), module.target(own), codes)
             return scaled + module.factor_y.log().sum()
 
         return np.concatenate(list(self._blocks(density, x, condition, 2048)))
 
     def responsibilities(self, x: Matrix, condition: np.ndarray | None = None) -> np.ndarray:
         """Weights of the components of the law of each cell, shape (cells, M, N); they sum to 1."""
-        weigh = lambda block, codes: self.module_.law.responsibilities(self.module_.source(block), codes)  # noqa: E731
+        weigh = lambda block, codes: self.module_.law.responsibilities(self.module_.source(block, codes), codes)  # noqa: E731
         return np.concatenate(list(self._blocks(weigh, x, condition, 2048)))
 
     def build(self) -> ScaledLaw:
@@ -185,7 +191,7 @@ class IEOT(ConditionalTranslator):
             n_conditions=self.n_conditions_,
             floor=self.floor,
         )
-        return ScaledLaw(law, self.n_features_in_, self.n_features_out_)
+        return ScaledLaw(law, self.n_features_in_, self.n_features_out_, self.n_conditions_)
 
     def configure(self, pair: ModalityPair, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Choose the settings, build the law and start it at the target cells."""
@@ -193,7 +199,7 @@ class IEOT(ConditionalTranslator):
         rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator, device=generator.device)))
         self.settings_ = ieot_settings.choose(self, pair, rng)
         self.module_ = self.build()
-        self.module_.set_scales(pair.x, pair.y)
+        self.module_.set_scales(pair)
         view = ieot_settings.Cells.sample(self.module_, pair, rng, START_CELLS)
         self.module_.law.set_potential(*view.mixture(self.settings_.n_potential, self.floor, self.n_conditions_))
         self._share, self._k = pair.n_anchors / pair.n_source, max(pair.n_anchors, 1)
@@ -207,24 +213,25 @@ class IEOT(ConditionalTranslator):
         return dict(self._optimizers)
 
     def losses(self, player: str, batch: Batch, step: int) -> dict[str, Tensor]:
-        """The loss and the penalty; or one term of the paper's loss."""
-        law, source, target = self.module_.law, self.module_.source, self.module_.target
+        """The loss and the penalties; or one term of the paper's loss."""
+        law, codes, codes_a = self.module_.law, batch.condition, batch.condition_a
+        x, anchor_x = self.module_.source(batch.x, codes), self.module_.source(batch.xa, codes_a)
+        y, anchor_y = self.module_.target(batch.y), self.module_.target(batch.ya)
         if player == "anchors":
-            return {"anchors": law.cost(source(batch.xa), target(batch.ya)).mean() if len(batch.xa) else _nothing(law)}
+            return {"anchors": law.cost(anchor_x, anchor_y).mean() if len(anchor_x) else 0.0 * squared_weights(law)}
         if player == "cells":
-            return {"cells": law.log_z(source(batch.x), batch.condition).mean() - law.potential(target(batch.y)).mean()}
+            return {"cells": law.log_z(x, codes).mean() - law.potential(y, codes).mean()}
         for optimizer in self._optimizers.values():
             optimizer.param_groups[0]["lr"] = self.lr * min(1.0, 2 * (1 - step / self.max_steps_))
-        x = source(batch.x)
         loss = semi_supervised(
             law,
             x,
-            target(batch.y),
-            source(batch.xa),
-            target(batch.ya),
+            y,
+            anchor_x,
+            anchor_y,
             weight_unpaired=self.settings_.weight_unpaired,
-            condition=batch.condition,
-            condition_anchor=batch.condition_a,
+            condition=codes,
+            condition_anchor=codes_a,
             share=self._share,
             joint=self.potential == "joint",
         )
@@ -248,20 +255,23 @@ class IEOT(ConditionalTranslator):
 
     def predict(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """The conditional mean."""
-        return self.module_.unscaled(self.module_.law.moments(self.module_.source(x), condition)[0])
+        module = self.module_
+        return module.unscaled(module.law.moments(module.source(x, condition), condition)[0])
 
     def law_sample(self, x: Tensor, n: int, condition: Tensor | None, generator: torch.Generator) -> Tensor:
         """Exact draws from the mixture."""
-        return self.module_.unscaled(self.module_.law.sample(self.module_.source(x), n, condition, generator))
+        module = self.module_
+        return module.unscaled(module.law.sample(module.source(x, condition), n, condition, generator))
 
     def law_covariance(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """Exact covariance of the mixture."""
-        factor = self.module_.factor_y
-        return self.module_.law.covariance(self.module_.source(x), condition) / (factor[:, None] * factor)
+        module, factor = self.module_, self.module_.factor_y
+        return module.law.covariance(module.source(x, condition), condition) / (factor[:, None] * factor)
 
     def law_variance(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """Exact variances of the mixture."""
-        return self.module_.law.moments(self.module_.source(x), condition)[1] / self.module_.factor_y**2
+        module = self.module_
+        return module.law.moments(module.source(x, condition), condition)[1] / module.factor_y**2
 
     def check_options(self) -> None:
         """Raise on options that mean nothing."""
@@ -309,11 +319,6 @@ def mean_direction(law: TiltedMixture, x: Tensor) -> Tensor:
     """Mean over source cells of the direction that the gate mixes, shape (D,)."""
     a, log_v = law.directions(x)
     return (log_v.exp()[:, :, None] * a).sum(dim=1).mean(dim=0)
-
-
-def _nothing(law: TiltedMixture) -> Tensor:
-    """Zero that depends on the parameters, as a loss without anchors."""
-    return 0.0 * squared_weights(law)
 
 
 def _settled(result: FitResult, n_features: int) -> bool:

@@ -72,14 +72,15 @@ class Cells:
     def sample(cls, scales: ScaledLaw, pair: ModalityPair, rng: np.random.Generator, size: int) -> Cells:
         """At most `size` cells a side; with conditions, as many of each on both sides."""
         rows_x, rows_y = _rows(pair, rng, size)
-        codes = [None if c is None else torch.as_tensor(np.asarray(c)) for c in (pair.condition_x, pair.condition_y)]
+        condition = None if pair.condition_x is None else torch.as_tensor(np.asarray(pair.condition_x))
+        codes, codes_a = (None if condition is None else condition[rows] for rows in (rows_x, pair.anchors[:, 0]))
         return cls(
-            scales.source(torch.as_tensor(dense(pair.x[rows_x]))),
+            scales.source(torch.as_tensor(dense(pair.x[rows_x])), codes),
             scales.target(torch.as_tensor(dense(pair.y[rows_y]))),
-            None if codes[0] is None else codes[0][rows_x],
-            scales.source(torch.as_tensor(pair.anchor_x)),
+            codes,
+            scales.source(torch.as_tensor(pair.anchor_x), codes_a),
             scales.target(torch.as_tensor(pair.anchor_y)),
-            None if codes[0] is None else codes[0][pair.anchors[:, 0]],
+            codes_a,
         )
 
     def draw(self, size: int, rng: np.random.Generator) -> Cells:
@@ -190,7 +191,7 @@ class _Comparison:
         method.settings_ = Settings(1, WEIGHTS[0], PENALTIES[0])
         scales = method.build()
         self.n_parameters = sum(p.numel() for p in scales.parameters())
-        scales.set_scales(pair.x, pair.y)
+        scales.set_scales(pair)
         self.cells = Cells.sample(scales, pair, rng, CELLS)
         # Anchors that repeat one source cell, with several targets, are left out together.
         _, source = np.unique(pair.anchor_x, axis=0, return_inverse=True)

@@ -155,8 +155,28 @@ def test_conditions_change_the_weights_and_unknown_ones_have_those_of_all_cells(
         model.moments(x, torch.ones(3, dtype=torch.long))[0],
     )
     assert not torch.allclose(first, second)
+    with torch.no_grad():
+        model.tilts[0] = 0  # no condition moves it
     unknown = model.moments(x, torch.full((3,), -1))[0]
     np.testing.assert_allclose(unknown, model.moments(x)[0])
+
+
+@torch.no_grad()
+def test_closed_forms_hold_with_conditions():
+    model, (points, volume), x = made(1, n_conditions=2), grid(1), cells(3)
+    for code in (0, 1):
+        codes = torch.full((3,), code)
+        mean, variance = model.moments(x, codes)
+        for i in range(3):
+            rows = x[i : i + 1].expand(len(points), -1)
+            density = (model.potential(points, codes[:1].expand(len(points))) - model.cost(rows, points)).exp()
+            z = density.sum() * volume
+            assert float(model.log_z(x[i : i + 1], codes[:1])) == pytest.approx(float(z.log()), abs=1e-6)
+            expected = float((density * volume / z) @ points)
+            assert float(mean[i]) == pytest.approx(expected, abs=1e-6)
+            assert float(variance[i]) == pytest.approx(
+                float((density * volume / z) @ (points - expected) ** 2), abs=1e-6
+            )
 
 
 @torch.no_grad()

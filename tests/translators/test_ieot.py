@@ -213,3 +213,22 @@ def test_networks_as_towers_are_saved_and_loaded(towers):
     again = make("ieot", **f.get_config()).set_state(f.get_state())
     np.testing.assert_array_equal(again.translate(test), f.translate(test))
     np.testing.assert_array_equal(again.std(test), f.std(test))
+
+
+def test_conditions_are_matched_exactly_and_anchors_tell_cells_of_one_apart():
+    """Unequal mixes of conditions, far apart in both modalities, in opposite order: no linear map of both exists."""
+    rng = np.random.default_rng(0)
+    codes_x, codes_y = np.repeat([0, 1], [400, 200]), np.repeat([0, 1], [200, 400])
+    shift = np.array([[0.0, 3.0, 0.0], [0.0, -3.0, 0.0]])
+    x = rng.normal(size=(600, 3)) + shift[codes_x]
+    latent = rng.normal(size=(600, 3))
+    anchors = np.column_stack([[0, 1, 2, 3, 400, 401, 402, 403], [0, 1, 2, 3, 200, 201, 202, 203]])
+    latent[anchors[:, 1]] = (x - shift[codes_x])[anchors[:, 0]]
+    y = latent[:, :1] * [1.0, 0.5] + 0.1 * rng.normal(size=(600, 2)) + np.array([[-2.0, 1.0], [2.0, 1.0]])[codes_y]
+    f = IEOT(n_potential=6, weight_unpaired=0.2, penalty=1.0)
+    f.fit(x, y, anchors, condition_x=codes_x, condition_y=codes_y, trainer=Trainer(max_steps=300, progress=False))
+    out, truth = f.translate(x, codes_x), (x - shift[codes_x])[:, :1]
+    for code in (0, 1):
+        own = codes_x == code
+        np.testing.assert_allclose(out[own].mean(axis=0), y[codes_y == code].mean(axis=0), atol=0.25)
+        assert np.corrcoef(out[own, 0], truth[own, 0])[0, 1] > 0.8
