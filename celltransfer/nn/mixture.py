@@ -33,8 +33,8 @@ class TiltedMixture(nn.Module):
 
     The regularisation of entropic OT is 1: (a, B, eps) and (a / eps, eps B, 1) are the same model. Where conditions are
     known, the potential has a row of weights w and a tilt <t, y> for each, which unpaired target cells alone determine;
-    a condition the model does not know (code -1) has the weights of all cells and no tilt. No (batch, M, N, D) array
-    is ever made.
+    a condition the model does not know (code -1) has the mean of these over all cells. No (batch, M, N, D) array is
+    ever made.
 
     Reference: inverse entropic optimal transport, equations 13, 17 and 18, Propositions 3.1 and 3.2.
 
@@ -52,8 +52,12 @@ class TiltedMixture(nn.Module):
     n_conditions
         Number of conditions; 0 without.
     floor
-        Smallest variance: without one, f grows without bound on a cell that a component collapses to.
+        Smallest variance, one for all features or one for each, shape (D,): without one, f grows without bound on a
+        cell that a component collapses to.
     """
+
+    floor: Tensor
+    shares: Tensor
 
     def __init__(
         self,
@@ -65,10 +69,13 @@ class TiltedMixture(nn.Module):
         towers: str = "linear",
         hidden: Sequence[int] = (64,),
         n_conditions: int = 0,
-        floor: float = 0.02,
+        floor: float | Tensor = 0.02,
     ) -> None:
         super().__init__()
-        self.n_out, self.n_cost, self.floor, self.linear = n_out, n_cost, floor, towers == "linear"
+        self.n_out, self.n_cost = n_out, n_cost
+        # Whether directions have mean zero whenever source features have.
+        self.centred = towers == "linear" and n_cost == 1
+        self.register_buffer("floor", torch.as_tensor(floor).expand(n_out).clone().float())
         self.direction = _tower(n_in, n_cost * n_out, towers, hidden)
         _zero(self.direction)
         # A constant direction could be had from the potential as well; see `semi_supervised` on what it would cost.
@@ -79,20 +86,24 @@ class TiltedMixture(nn.Module):
             nn.init.normal_(_last(self.gate).weight, std=GATE_SPREAD / math.sqrt(_last(self.gate).in_features))
         self.centres = nn.Parameter(torch.randn(n_potential, n_out))
         self.log_variances = nn.Parameter(torch.zeros(n_potential, n_out))
-        self.weights = nn.Parameter(torch.zeros(1 + n_conditions, n_potential))
-        self.tilts = nn.Parameter(torch.zeros(1 + n_conditions, n_out)) if n_conditions else None
+        self.weights = nn.Parameter(torch.zeros(max(1, n_conditions), n_potential))
+        self.tilts = nn.Parameter(torch.zeros(n_conditions, n_out)) if n_conditions else None
+        # Of all cells, by condition.
+        self.register_buffer("shares", torch.full((max(1, n_conditions),), 1 / max(1, n_conditions)))
 
     @property
     def variances(self) -> Tensor:
         """Diagonals of B_n, shape (N, D)."""
         return self.floor + self.log_variances.exp()
 
-    def set_potential(self, weights: Tensor, centres: Tensor, variances: Tensor) -> None:
-        """Start the potential: weights (1 + conditions, N) or (N,), centres and variances (N, D)."""
+    def set_potential(self, weights: Tensor, centres: Tensor, variances: Tensor, shares: Tensor | None = None) -> None:
+        """Start the potential: weights (conditions, N) or (N,), centres and variances (N, D), shares (conditions,)."""
         with torch.no_grad():
             self.weights.copy_(weights.log().expand_as(self.weights))
             self.centres.copy_(centres)
             self.log_variances.copy_((variances - self.floor).clamp_min(1e-3 * self.floor).log())
+            if shares is not None:
+                self.shares.copy_(shares)
 
     def directions(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Directions a, shape (batch, M, D), and logarithms of the gate v, shape (batch, M)."""
@@ -102,18 +113,20 @@ class TiltedMixture(nn.Module):
     def log_weights(self, condition: Tensor | None = None) -> Tensor:
         """Logarithms of w, shape (batch, N), or (1, N) without conditions."""
         log_w = self.weights.log_softmax(dim=-1)
-        return log_w[:1] if condition is None else log_w[condition + 1]
+        overall = (log_w + self.shares.log()[:, None]).logsumexp(dim=0, keepdim=True)
+        return overall if condition is None else torch.cat([overall, log_w])[condition + 1]
 
     def tilt(self, condition: Tensor | None = None) -> Tensor:
         """The tilt of the potential, shape (batch, D), or (1, D) without conditions."""
-        if self.tilts is None or condition is None:
+        if self.tilts is None:
             return torch.zeros_like(self.centres[:1])
-        return self.tilts[condition + 1]
+        overall = self.shares[None] @ self.tilts
+        return overall if condition is None else torch.cat([overall, self.tilts])[condition + 1]
 
     def potential(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
         """The potential f(y), shape (batch,)."""
         mixture = (self.log_weights(condition) + self._log_normal(y)).logsumexp(dim=-1)
-        return mixture if self.tilts is None or condition is None else mixture + (self.tilt(condition) * y).sum(dim=-1)
+        return mixture if self.tilts is None else mixture + (self.tilt(condition) * y).sum(dim=-1)
 
     def cost(self, x: Tensor, y: Tensor) -> Tensor:
         """The cost c(x, y) of rows that belong together, shape (batch,)."""
@@ -136,11 +149,14 @@ class TiltedMixture(nn.Module):
         """Mean and variance of pi(.|x) by feature, both (batch, D)."""
         a, r = self._shares(x, condition)
         b, var = self.centres, self.variances
-        mean = (r @ b + (r @ var) * a).sum(dim=1)
-        # Second moments about the mean, component by component of the cost: never (batch, M, N, D).
-        shift = mean[:, None]
+        within, middle = r @ var, r @ b + (r @ var) * a
+        mean = middle.sum(dim=1)
+        # Cost component by cost component: never (batch, M, N, D).
         second = r @ (var + b * b) + 2 * (r @ (b * var)) * a + (r @ (var * var)) * a * a
-        return mean, (second - 2 * shift * (r @ b + (r @ var) * a) + r.sum(-1, True) * shift**2).sum(1).clamp_min(0)
+        shift = mean[:, None]
+        total = (second - 2 * shift * middle + r.sum(-1, True) * shift**2).sum(dim=1)
+        # Not below the mean of the components' variances, which it is never; the difference may round.
+        return mean, torch.maximum(total, within.sum(dim=1))
 
     def covariance(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Covariance of pi(.|x), shape (batch, D, D)."""

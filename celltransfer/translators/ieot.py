@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from celltransfer.data.batches import shared_conditions
 from celltransfer.data.pair import Matrix, dense
-from celltransfer.errors import ConfigError
+from celltransfer.errors import ConfigError, InputError
 from celltransfer.losses.transport import semi_supervised
 from celltransfer.nn.mixture import TiltedMixture
 from celltransfer.pp.transforms import moments
@@ -18,25 +19,23 @@ from celltransfer.train.outcome import FitResult, Status
 from celltransfer.translators import ieot_settings
 from celltransfer.translators.base import Arrays, register
 from celltransfer.translators.conditional import ConditionalTranslator
+from celltransfer.translators.ieot_settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from celltransfer.data.batches import Batch
     from celltransfer.data.pair import ModalityPair
-    from celltransfer.translators.ieot_settings import Settings
 
-# Target cells that the mixture is started from.
-START_CELLS = 5000
 # How much of a feature's own scale is taken out: source features keep theirs, so that leading components count most;
 # target features are brought halfway to one scale.
 SOURCE_POWER, TARGET_POWER = 0.0, 0.5
 TOWERS = ("linear", "residual", "mlp")
-# Weight of the square of the mean direction, where towers are not linear and it is not zero by itself.
+# Weight of the square of the mean direction, where it is not zero by itself: networks, or several that a gate mixes.
 CENTRING = 10.0
 # Added to Adam's denominator: the mixture starts at a stationary point, where gradients are rounding and have no sign.
 EPSILON = ieot_settings.EPSILON
-# Nats per target feature by which the loss may still have moved between the last two checks when a fit has converged.
+# Nats per target feature by which the loss may move between checks when a fit has converged.
 SETTLED = 0.01
 
 
@@ -50,18 +49,22 @@ class ScaledLaw(nn.Module):
     mean_x, factor_x, mean_y, factor_y
         Scaled features are (value - mean) * factor. Source cells have a mean per condition, the first row of all: what
         depends on the condition alone belongs to the potential, and directions would take it from the anchors.
+    chosen
+        lambda and penalty of the fit.
     """
 
     mean_x: Tensor
     factor_x: Tensor
     mean_y: Tensor
     factor_y: Tensor
+    chosen: Tensor
 
     def __init__(self, law: TiltedMixture, d: int, out: int, n_conditions: int = 0) -> None:
         super().__init__()
         self.law = law
         self.register_buffer("mean_x", torch.zeros(1 + n_conditions, d))
         self.register_buffer("mean_y", torch.zeros(out))
+        self.register_buffer("chosen", torch.zeros(2))
         for name, width in (("x", d), ("y", out)):
             self.register_buffer(f"factor_{name}", torch.ones(width))
 
@@ -74,6 +77,8 @@ class ScaledLaw(nn.Module):
             relative = np.where(sd > 0, sd / typical, 1.0)
             getattr(self, f"mean_{name}").copy_(torch.as_tensor(mean))
             getattr(self, f"factor_{name}").copy_(torch.as_tensor(relative**-power / typical))
+        # Of the target, whose moments came last; a feature that does not vary has a little variance.
+        self.law.floor.mul_(torch.as_tensor(np.maximum((sd / typical * relative**-power) ** 2, 1e-4)))
         if pair.condition_x is not None:
             for code in np.unique(pair.condition_x):
                 own = moments(pair.x[np.asarray(pair.condition_x) == code])[0]
@@ -123,7 +128,7 @@ class IEOT(ConditionalTranslator):
     potential
         ``"cells"``: lambda weighs terms for the cost alone, and the potential learns from all cells; or ``"joint"``.
     floor
-        Smallest variance of a component, in scaled features whose variance is about 1.
+        Smallest variance of a component, as a share of the variance of each feature.
     lr
         Learning rate of Adam; it declines to 0 over the second half of the steps.
     optimizers
@@ -196,14 +201,25 @@ class IEOT(ConditionalTranslator):
     def configure(self, pair: ModalityPair, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Choose the settings, build the law and start it at the target cells."""
         self.check_options()
+        if pair.n_target < 2:
+            raise InputError("There is one target cell; a conditional law takes two or more.")
+        if pair.condition_x is not None and pair.condition_y is not None:
+            shared_conditions(np.asarray(pair.condition_x), np.asarray(pair.condition_y))
         rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator, device=generator.device)))
-        self.settings_ = ieot_settings.choose(self, pair, rng)
+        self.settings_ = self._resumed() or ieot_settings.choose(self, pair, rng)
         self.module_ = self.build()
         self.module_.set_scales(pair)
-        view = ieot_settings.Cells.sample(self.module_, pair, rng, START_CELLS)
-        self.module_.law.set_potential(*view.mixture(self.settings_.n_potential, self.floor, self.n_conditions_))
-        self._share, self._k = pair.n_anchors / pair.n_source, max(pair.n_anchors, 1)
-        return np.arange(pair.n_source), np.arange(pair.n_target)
+        self.module_.chosen.copy_(torch.tensor(self.settings_[1:3]))
+        self.module_.law.set_potential(*ieot_settings.mixture(self.module_, pair, rng, self.settings_.n_potential))
+        self._k, self._anchored = max(pair.n_anchors, 1), pair.n_anchors > 0
+        rows_x, rows_y = np.arange(pair.n_source), np.arange(pair.n_target)
+        free_x, free_y = (np.setdiff1d(r, a) for r, a in zip((rows_x, rows_y), pair.anchors.T, strict=True))
+        # Batches hold cells that are no anchors, as the loss adds those; or all, where too few others are left.
+        self._shares = pair.n_anchors / pair.n_source, pair.n_anchors / pair.n_target
+        if self.optimizers == "two" or not _enough(pair, free_x, free_y):
+            self._shares = (0.0, 0.0)
+            return rows_x, rows_y
+        return free_x, free_y
 
     def players(self) -> dict[str, Optimizer]:
         """One Adam on the sum; or two, each with a term of its own."""
@@ -232,7 +248,8 @@ class IEOT(ConditionalTranslator):
             weight_unpaired=self.settings_.weight_unpaired,
             condition=codes,
             condition_anchor=codes_a,
-            share=self._share,
+            share_x=self._shares[0],
+            share_y=self._shares[1],
             joint=self.potential == "joint",
         )
         return {"loss": loss} | penalties(law, x, self.settings_.penalty / self._k)
@@ -242,7 +259,7 @@ class IEOT(ConditionalTranslator):
         if result.status is Status.MAX_STEPS and _settled(result, self.n_features_out_):
             result.status = Status.CONVERGED
         found = [] if self.settings_.reason is None else [self.settings_.reason]
-        if not self._share:
+        if not self._anchored:
             found.append(
                 "Without anchors only conditions tell source cells apart; within one all have one translation."
             )
@@ -250,7 +267,7 @@ class IEOT(ConditionalTranslator):
 
     def release(self) -> None:
         """Drop what only training needed."""
-        for name in ("_optimizers", "_share", "_k"):
+        for name in ("_optimizers", "_shares", "_k", "_anchored"):
             self.__dict__.pop(name, None)
 
     def predict(self, x: Tensor, condition: Tensor | None) -> Tensor:
@@ -275,35 +292,55 @@ class IEOT(ConditionalTranslator):
 
     def check_options(self) -> None:
         """Raise on options that mean nothing."""
-        if self.towers not in TOWERS:
-            raise ConfigError(f"towers={self.towers!r}; method='ieot' knows {', '.join(map(repr, TOWERS))}.")
-        if self.optimizers not in ("one", "two"):
-            raise ConfigError(f"optimizers={self.optimizers!r}; method='ieot' knows 'one' and 'two'.")
-        if self.potential not in ("cells", "joint"):
-            raise ConfigError(f"potential={self.potential!r}; method='ieot' knows 'cells' and 'joint'.")
-        for name, least in (("n_potential", 1), ("n_cost", 1), ("penalty", 0), ("lr", 0)):
+        for name, known in (("towers", TOWERS), ("optimizers", ("one", "two")), ("potential", ("cells", "joint"))):
+            if getattr(self, name) not in known:
+                said = ", ".join(map(repr, known))
+                raise ConfigError(f"{name}={getattr(self, name)!r}; method='ieot' knows {said}.")
+        for name, whole, least, most in (
+            ("n_potential", True, 1, np.inf),
+            ("n_cost", True, 1, np.inf),
+            ("weight_unpaired", False, 0, 1),
+            ("penalty", False, 0, np.inf),
+            ("floor", False, 0, 1),
+            ("lr", False, 0, np.inf),
+        ):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name}={value}; expected at least {least}.")
-        if self.floor <= 0:
-            raise ConfigError(f"floor={self.floor}; expected a variance above 0: without one, densities have no bound.")
-        if self.weight_unpaired is not None and not 0 <= self.weight_unpaired <= 1:
-            raise ConfigError(f"weight_unpaired={self.weight_unpaired}; expected a number from 0 to 1.")
-
-    def _state(self) -> Arrays:
-        chosen = np.array([self.settings_.weight_unpaired, self.settings_.penalty])
-        return super()._state() | {"chosen": chosen}
+            if value is None and name in ("n_potential", "weight_unpaired", "penalty"):
+                continue
+            kind: Any = int if whole else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most or value == np.inf:
+                wanted = "whole number" if whole else "number"
+                raise ConfigError(f"{name}={value!r}; expected a {wanted} from {least} to {most}.")
+        if self.floor == 0:
+            raise ConfigError("floor=0; expected a share above 0: without one, densities have no bound.")
 
     def _load_state(self, state: Arrays) -> None:
-        weight, penalty = map(float, state.pop("chosen"))
-        self.settings_ = ieot_settings.Settings(len(state["law.centres"]), weight, penalty)
+        self.settings_ = _settings_of({name: torch.as_tensor(value) for name, value in state.items()})
         super()._load_state(state)
+
+    def _resumed(self) -> Settings | None:
+        """The settings of a checkpoint that the fit is resumed from."""
+        return None if self.resumed_ is None else _settings_of(self.resumed_)
+
+
+def _settings_of(state: dict[str, Tensor]) -> Settings:
+    """The settings behind the state of a `ScaledLaw`."""
+    weight, penalty = state["chosen"].tolist()
+    return Settings(len(state["law.centres"]), weight, penalty)
+
+
+def _enough(pair: ModalityPair, rows_x: np.ndarray, rows_y: np.ndarray) -> bool:
+    """Whether both sides have these rows, and some of every condition that both have."""
+    if pair.condition_x is None or pair.condition_y is None:
+        return min(len(rows_x), len(rows_y)) > 0
+    left = set(np.asarray(pair.condition_x)[rows_x]) & set(np.asarray(pair.condition_y)[rows_y])
+    return set(pair.shared_conditions) <= left
 
 
 def penalties(law: TiltedMixture, x: Tensor, weight: Tensor | float) -> dict[str, Tensor]:
-    """Ridge penalty on the towers and, where they are networks, one on the mean of the directions over cells `x`."""
+    """Ridge penalty on the towers and, where it is not zero, one on the mean of the directions over cells `x`."""
     found = {"penalty": weight * squared_weights(law)}
-    if not law.linear:
+    if not law.centred:
         found["centring"] = CENTRING * mean_direction(law, x).square().sum()
     return found
 
@@ -322,6 +359,6 @@ def mean_direction(law: TiltedMixture, x: Tensor) -> Tensor:
 
 
 def _settled(result: FitResult, n_features: int) -> bool:
-    """Whether the mean loss of the last check is that of the one before."""
-    path = [value for _, value in result.history.get("loss", [])]
-    return len(path) > 3 and abs(path[-1] - path[-2]) <= SETTLED * n_features
+    """Whether the mean loss no longer moved at the full learning rate, in the two checks before it declines."""
+    path = [value for step, value in result.history.get("loss", []) if step <= result.n_steps / 2]
+    return len(path) > 1 and abs(path[-1] - path[-2]) <= SETTLED * n_features

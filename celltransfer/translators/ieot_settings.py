@@ -7,6 +7,7 @@ one optimiser is a step of every fit. That costs a fraction of fitting them one 
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from celltransfer.data.batches import shared_conditions
 from celltransfer.data.pair import dense
 from celltransfer.losses.transport import semi_supervised
 
@@ -25,11 +27,14 @@ if TYPE_CHECKING:
 
 # Candidates, the default of each first. lambda and penalty are compared together at the first size, then the sizes.
 WEIGHTS, PENALTIES, SIZES = (0.2, 0.03, 1.0), (60.0, 12.0, 400.0, 3000.0), (20, 5, 50)
-# With fewer anchors none can be left out, and the defaults are taken.
-FEWEST_ANCHORS = 3
+# With fewer source cells among the anchors nothing is compared, and the defaults are taken; they are left otherwise if
+# a candidate's gain is significant at this level, one-sided.
+FEWEST_ANCHORS, LEVEL = 5, 0.1
 # Folds at most, steps of the comparison (fewer where the fit is to take fewer), and cells a side in each step.
 FOLDS, STEPS, BATCH = 5, 150, 128
 CELLS = 2000
+# Target cells that a mixture is started from, and what keeps its variances from vanishing before the floor does.
+START_CELLS, REGULARISATION = 5000, 1e-3
 EPSILON = 1e-3
 # Log density of what a fit that diverged makes of an anchor.
 WORST = -1e9
@@ -70,7 +75,7 @@ class Cells:
 
     @classmethod
     def sample(cls, scales: ScaledLaw, pair: ModalityPair, rng: np.random.Generator, size: int) -> Cells:
-        """At most `size` cells a side; with conditions, as many of each on both sides."""
+        """At most `size` cells a side that are no anchors; with conditions, as many of each on both sides."""
         rows_x, rows_y = _rows(pair, rng, size)
         condition = None if pair.condition_x is None else torch.as_tensor(np.asarray(pair.condition_x))
         codes, codes_a = (None if condition is None else condition[rows] for rows in (rows_x, pair.anchors[:, 0]))
@@ -84,16 +89,21 @@ class Cells:
         )
 
     def draw(self, size: int, rng: np.random.Generator) -> Cells:
-        """`size` rows of both sides, drawn independently, of the same conditions."""
-        n = len(self.x)
-        rows = torch.as_tensor(rng.integers(n, size=size))
+        """`size` rows of both sides, of the same conditions."""
+        at_x = torch.as_tensor(rng.integers(len(self.x), size=size))
         if self.condition is None:
-            return replace(self, x=self.x[rows], y=self.y[torch.as_tensor(rng.integers(n, size=size))])
-        # Row i of both sides has the same condition, and is not the same cell.
-        return replace(self, x=self.x[rows], y=self.y[rows], condition=self.condition[rows])
+            return replace(self, x=self.x[at_x], y=self.y[torch.as_tensor(rng.integers(len(self.y), size=size))])
+        # Rows of both sides that share a position share a condition, and were drawn independently.
+        return replace(self, x=self.x[at_x], y=self.y[at_x], condition=self.condition[at_x])
 
     def loss(
-        self, law: TiltedMixture, weight_unpaired: Tensor, share: float, anchor_weights: Tensor, *, joint: bool
+        self,
+        law: TiltedMixture,
+        weight_unpaired: Tensor,
+        shares: tuple[float, float],
+        anchor_weights: Tensor,
+        *,
+        joint: bool,
     ) -> Tensor:
         """`semi_supervised` on these cells."""
         return semi_supervised(
@@ -105,42 +115,60 @@ class Cells:
             weight_unpaired=weight_unpaired,
             condition=self.condition,
             condition_anchor=self.condition_anchor,
-            share=share,
+            share_x=shares[0],
+            share_y=shares[1],
             joint=joint,
             anchor_weights=anchor_weights,
         )
 
-    def mixture(self, n_components: int, floor: float, n_conditions: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights (1 + conditions, N), centres (N, D) and variances (N, D) of a mixture fitted to the target cells."""
-        from sklearn.mixture import GaussianMixture
 
-        y = self.y.numpy().astype(np.float64)
-        n = min(n_components, len(y))
-        fitted = GaussianMixture(n, covariance_type="diag", reg_covar=floor, max_iter=50, random_state=0).fit(y)
-        overall, shares = fitted.weights_, fitted.predict_proba(y)
+def mixture(
+    scales: ScaledLaw, pair: ModalityPair, rng: np.random.Generator, n_components: int, *, anchors: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A mixture of Gaussians fitted to target cells, anchors among them or not, to start the potential from.
+
+    Weights (conditions, N), centres and variances (N, D), and the share of each condition among the target cells.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    free = np.arange(pair.n_target) if anchors else _others(pair.n_target, pair.anchors[:, 1])
+    rows = rng.permutation(free)[:START_CELLS]
+    y = scales.target(torch.as_tensor(dense(pair.y[rows]))).numpy().astype(np.float64)
+    how = {"covariance_type": "diag", "reg_covar": REGULARISATION, "max_iter": 50, "random_state": 0}
+    fitted = GaussianMixture(n_components, **how)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a start need not have converged
+        fitted.fit(y)
+    weights, shares = fitted.weights_[None], np.ones(1)
+    if pair.condition_x is not None and pair.condition_y is not None:
         # A condition's share of a component is the mean over its cells, drawn a little towards that of all cells.
-        codes = None if self.condition is None else self.condition.numpy()
-        own = [shares[codes == c] for c in range(n_conditions)] if codes is not None else []
-        rows = [overall, *((part.sum(axis=0) + overall) / (len(part) + 1) for part in own)]
-        spare = n_components - n  # fewer cells than components: the rest start at the first ones, with little weight
-        at = np.r_[np.arange(n), np.arange(spare) % n]
-        found = [np.stack(rows)[:, at].clip(1e-6), fitted.means_[at], fitted.covariances_[at]]
-        return tuple(torch.as_tensor(values, dtype=torch.float32) for values in found)  # type: ignore[return-value]
+        codes, belongs = np.asarray(pair.condition_y)[rows], fitted.predict_proba(y)
+        n_conditions = int(max(np.max(pair.condition_x), np.max(pair.condition_y))) + 1
+        counts = np.bincount(codes, minlength=n_conditions)
+        sums = np.stack([belongs[codes == c].sum(axis=0) for c in range(n_conditions)])
+        weights, shares = (sums + weights) / (counts[:, None] + 1), counts / counts.sum()
+    found = weights.clip(1e-6), fitted.means_, fitted.covariances_, shares.clip(1e-6)
+    return tuple(torch.as_tensor(values, dtype=torch.float32) for values in found)  # type: ignore[return-value]
 
 
 def choose(method: IEOT, pair: ModalityPair, rng: np.random.Generator) -> Settings:
     """Settings that the options of `method` give, the open ones chosen by left-out anchors where there are enough.
 
-    Anchors are left out in up to `FOLDS` groups. lambda and penalty are compared together, from 3 x 4 values, then the
-    number of components from 3. The candidate with the highest mean log density of the left-out anchors is taken if it
-    beats the defaults by more than a standard error of the difference: a handful of anchors decides little.
+    Anchors are left out in up to `FOLDS` groups, as pairs and as cells: what is left out is new to the fit. lambda and
+    penalty are compared together, from 3 x 4 values, then the number of components from 3. The candidate with the
+    highest mean log density of the left-out anchors is taken if its gain over the default is significant (Student's t
+    over source cells): a handful of anchors decides little.
     """
-    sizes = SIZES if method.n_potential is None else (method.n_potential,)
+    n_free = pair.n_target - pair.n_anchors or pair.n_target
+    wanted = SIZES if method.n_potential is None else (method.n_potential,)
+    sizes = tuple(dict.fromkeys(min(size, n_free) for size in wanted))
     weights = WEIGHTS if method.weight_unpaired is None else (method.weight_unpaired,)
     penalties = PENALTIES if method.penalty is None else (method.penalty,)
     default = Settings(sizes[0], weights[0], penalties[0])
     n_candidates = len(weights) * len(penalties) + len(sizes) - 1
-    if n_candidates == 1 or len(np.unique(pair.anchor_x, axis=0)) < FEWEST_ANCHORS:
+    few = len(np.unique(pair.anchor_x, axis=0)) < FEWEST_ANCHORS or pair.n_anchors == min(pair.n_source, pair.n_target)
+    if n_candidates == 1 or few or method.optimizers == "two":
         return default
     compare = _Comparison(method, pair, rng)
     if compare.n_parameters > MOST_PARAMETERS:
@@ -161,22 +189,15 @@ def _compared(
     """The settings that left-out anchors choose."""
     first = [default._replace(weight_unpaired=weight, penalty=p) for weight in weights for p in penalties]
     found = dict(zip(first, compare.likelihoods(first), strict=True))
-    best = _better(found, default)
+    best = compare.better(found, default)
     found |= {other: compare.likelihoods([other])[0] for other in (best._replace(n_potential=n) for n in sizes[1:])}
-    best = _better({s: found[s] for s in found if s[1:] == best[1:]}, best)
-    means = [float(values.mean()) for values in found.values()]
+    best = compare.better({s: found[s] for s in found if s[1:] == best[1:]}, best)
+    means = [float(values.mean()) + compare.units for values in found.values()]
     return best._replace(
         reason=f"Settings by left-out anchors: weight_unpaired={best.weight_unpaired:g}, penalty={best.penalty:g}, "
-        f"n_potential={best.n_potential}, mean log density {float(found[best].mean()):.2f} ({len(found)} compared, "
-        f"{min(means):.2f} to {max(means):.2f})."
+        f"n_potential={best.n_potential}, mean log density {float(found[best].mean()) + compare.units:.2f} "
+        f"({len(found)} compared, {min(means):.2f} to {max(means):.2f})."
     )
-
-
-def _better(found: dict[Settings, Tensor], default: Settings) -> Settings:
-    """The settings with the highest mean, unless the default's is within a standard error of the difference."""
-    best = max(found, key=lambda s: float(found[s].mean()))
-    gain = found[best] - found[default]
-    return best if best != default and gain.mean() > gain.std() / len(gain) ** 0.5 else default
 
 
 class _OutOfTimeError(Exception):
@@ -187,18 +208,37 @@ class _Comparison:
     """Fits of several settings on several folds of the anchors, all at once."""
 
     def __init__(self, method: IEOT, pair: ModalityPair, rng: np.random.Generator) -> None:
-        self.method, self.rng, self.share = method, rng, pair.n_anchors / pair.n_source
+        self.method, self.pair, self.rng = method, pair, rng
         method.settings_ = Settings(1, WEIGHTS[0], PENALTIES[0])
         scales = method.build()
-        self.n_parameters = sum(p.numel() for p in scales.parameters())
+        self.n_parameters, self.scales = sum(p.numel() for p in scales.parameters()), scales
+        # From densities of scaled features to those of features as they are.
+        self.units = float(scales.factor_y.log().sum())
         scales.set_scales(pair)
         self.cells = Cells.sample(scales, pair, rng, CELLS)
         # Anchors that repeat one source cell, with several targets, are left out together.
         _, source = np.unique(pair.anchor_x, axis=0, return_inverse=True)
+        self.groups = torch.as_tensor(source.ravel())
         folds = np.array_split(rng.permutation(source.max() + 1), min(source.max() + 1, FOLDS))
         self.held = torch.stack([torch.as_tensor(np.isin(source.ravel(), fold)) for fold in folds]).float()
+        kept = pair.n_anchors * (1 - 1 / len(folds))
+        self.shares = kept / (pair.n_source - pair.n_anchors + kept), kept / (pair.n_target - pair.n_anchors + kept)
         self.seed = int(rng.integers(2**31))
         self.deadline = MOST_TIME * (method.clock_.left() + method.clock_.elapsed())
+
+    def better(self, found: dict[Settings, Tensor], default: Settings) -> Settings:
+        """The settings with the highest mean log density, if their gain over the default is significant."""
+        from scipy.stats import t
+
+        best = max(found, key=lambda s: float(found[s].mean()))
+        if best == default or float(found[best].min()) <= WORST:
+            return default
+        gain = (found[best] - found[default]).double()
+        n = int(self.groups.max()) + 1
+        by_source = torch.zeros(n, dtype=gain.dtype).index_add_(0, self.groups, gain) / self.groups.bincount()
+        bound = float(t.ppf(1 - LEVEL, n - 1)) * float(by_source.std()) / n**0.5
+        diverged = float(found[default].min()) <= WORST
+        return best if diverged or float(by_source.mean()) > bound else default
 
     def likelihoods(self, candidates: list[Settings]) -> list[Tensor]:
         """Log densities (k,) of the anchors under fits without them, of candidates with one number of components."""
@@ -239,16 +279,17 @@ class _Comparison:
     def _start(self, settings: Settings) -> _Law:
         self.method.settings_ = settings
         law = self.method.build().law
-        law.set_potential(*self.cells.mixture(settings.n_potential, self.method.floor, self.method.n_conditions_))
-        return _Law(law, self.share, self.method.potential == "joint")
+        law.floor.copy_(self.scales.law.floor)
+        law.set_potential(*mixture(self.scales, self.pair, self.rng, settings.n_potential, anchors=False))
+        return _Law(law, self.shares, self.method.potential == "joint")
 
 
 class _Law(nn.Module):
     """The law as a function of its parameters: the loss of one fit, or log densities of all anchors."""
 
-    def __init__(self, law: TiltedMixture, share: float, joint: bool) -> None:
+    def __init__(self, law: TiltedMixture, shares: tuple[float, float], joint: bool) -> None:
         super().__init__()
-        self.law, self.share, self.joint = law, share, joint
+        self.law, self.shares, self.joint = law, shares, joint
 
     def forward(self, cells: Cells, fit: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
         """The loss of a fit given its lambda, penalty and anchor weights; without, log densities of the anchors."""
@@ -257,21 +298,27 @@ class _Law(nn.Module):
         if fit is None:
             return self.law.log_prob(cells.anchor_x, cells.anchor_y, cells.condition_anchor)
         weight_unpaired, penalty, kept = fit
-        loss = cells.loss(self.law, weight_unpaired, self.share, kept, joint=self.joint)
+        loss = cells.loss(self.law, weight_unpaired, self.shares, kept, joint=self.joint)
         return loss + torch.stack(list(penalties(self.law, cells.x, penalty).values())).sum()
 
 
 def _rows(pair: ModalityPair, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of both sides, at most `size`; with conditions, of the same condition one by one."""
+    """Rows of both sides that are no anchors, at most `size`; with conditions, of the same condition one by one."""
+    free = [_others(n, rows) for n, rows in zip((pair.n_source, pair.n_target), pair.anchors.T, strict=True)]
     if pair.condition_x is None or pair.condition_y is None:
-        n = min(size, pair.n_source, pair.n_target)
-        return rng.permutation(pair.n_source)[:n], rng.permutation(pair.n_target)[:n]
-    codes = [np.asarray(c) for c in (pair.condition_x, pair.condition_y)]
-    rows: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    total = min(size, pair.n_source, pair.n_target)
-    for code in pair.shared_conditions:
-        own = [np.flatnonzero(c == code) for c in codes]
-        n = max(1, round(total * float(np.mean([(c == code).mean() for c in codes]))))
+        return rng.permutation(free[0])[:size], rng.permutation(free[1])[:size]
+    codes = [np.asarray(c)[rows] for c, rows in zip((pair.condition_x, pair.condition_y), free, strict=True)]
+    total = min(size, *map(len, free))
+    out: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for code, share in zip(*shared_conditions(*codes), strict=True):
+        n = max(1, round(total * float(share)))
         for side in (0, 1):
-            rows[side].append(rng.choice(own[side], size=n, replace=n > len(own[side])))
-    return np.concatenate(rows[0]), np.concatenate(rows[1])
+            own = free[side][codes[side] == code]
+            out[side].append(rng.choice(own, size=n, replace=n > len(own)))
+    return np.concatenate(out[0]), np.concatenate(out[1])
+
+
+def _others(n: int, anchors: np.ndarray) -> np.ndarray:
+    """Rows that are no anchors; all where none are left."""
+    rest = np.setdiff1d(np.arange(n), anchors)
+    return rest if len(rest) else np.arange(n)

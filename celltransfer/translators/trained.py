@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from celltransfer.data.batches import Batch, Batches
-from celltransfer.train.checkpoint import fingerprint
+from celltransfer.train import checkpoint
 from celltransfer.train.loop import Trainer, seeded
 from celltransfer.train.outcome import FitResult, Status
 from celltransfer.train.stopping import Clock
@@ -42,9 +42,9 @@ class TrainedTranslator(Translator):
         One module that holds all networks.
     n_conditions_
         Number of conditions the networks were built for; 0 without conditions.
-    generator_, max_steps_, clock_
-        Source of randomness inside losses, the most steps the loop will take, and the time limit that `configure` and
-        the loop share; present during a fit only.
+    generator_, max_steps_, clock_, resumed_
+        Source of randomness inside losses, the most steps the loop will take, the time limit that `configure` and the
+        loop share, and the networks' state in the checkpoint that a fit is resumed from; present during a fit only.
     """
 
     training: ClassVar[dict[str, Any]] = {}
@@ -54,6 +54,7 @@ class TrainedTranslator(Translator):
     generator_: torch.Generator
     max_steps_: int
     clock_: Clock
+    resumed_: dict[str, Tensor] | None
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -141,7 +142,7 @@ class TrainedTranslator(Translator):
         self.n_conditions_ = len(self.condition_codes_) if self.uses_conditions else 0
         with seeded(seed):
             self.generator_, self.max_steps_ = torch.Generator(device).manual_seed(seed), trainer.max_steps
-            self.clock_ = Clock(trainer.max_seconds)
+            self.clock_, self.resumed_ = Clock(trainer.max_seconds), _saved(trainer, marks, device)
             try:
                 rows_x, rows_y = self.configure(pair, self.generator_)
                 left, before = replace(trainer, max_seconds=self.clock_.share(1)), self.clock_.elapsed()
@@ -156,11 +157,11 @@ class TrainedTranslator(Translator):
                 return result
             finally:
                 self.release()
-                del self.generator_, self.max_steps_, self.clock_
+                del self.generator_, self.max_steps_, self.clock_, self.resumed_
 
     def _fingerprint(self, pair: ModalityPair, seed: int, trainer: Trainer) -> dict[str, str]:
         named = {"method": self.name, "options": self.get_config(), "seed": seed}
-        return fingerprint(pair, **named, batch_size=trainer.batch_size, precision=trainer.precision)
+        return checkpoint.fingerprint(pair, **named, batch_size=trainer.batch_size, precision=trainer.precision)
 
     @torch.no_grad()
     def _translate(self, x: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
@@ -177,6 +178,14 @@ class TrainedTranslator(Translator):
         with seeded(0):
             self.module_ = self.build().eval()
         self.module_.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})
+
+
+def _saved(trainer: Trainer, marks: dict[str, str], device: torch.device) -> dict[str, Tensor] | None:
+    """The networks' state in the checkpoint to resume from; ``None`` without one."""
+    if not trainer.resume or trainer.checkpoint_dir is None:
+        return None
+    state = checkpoint.read(trainer.checkpoint_dir, marks, device)
+    return None if state is None else state["module"]
 
 
 def lowest_monitor(result: FitResult) -> float:

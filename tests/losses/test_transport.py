@@ -56,7 +56,7 @@ def test_the_share_of_the_anchors_is_the_mean_over_all_cells():
     model = made()
     everyone_x, everyone_y = torch.cat([X[:20], AX]), torch.cat([Y, AY])
     whole = semi_supervised(model, everyone_x, everyone_y, AX, AY, weight_unpaired=0.7)
-    parts = semi_supervised(model, X[:20], Y, AX, AY, weight_unpaired=0.7, share=5 / 25)
+    parts = semi_supervised(model, X[:20], Y, AX, AY, weight_unpaired=0.7, share_x=5 / 25, share_y=5 / 25)
     assert float(parts) == pytest.approx(float(whole))
 
 
@@ -65,8 +65,10 @@ def test_a_left_out_anchor_does_not_count():
     model = made()
     weights = torch.tensor([0.25, 0.25, 0.0, 0.25, 0.25], dtype=torch.float64)
     kept = [0, 1, 3, 4]
-    left_out = semi_supervised(model, X, Y, AX, AY, weight_unpaired=0.5, share=0.2, anchor_weights=weights)
-    removed = semi_supervised(model, X, Y, AX[kept], AY[kept], weight_unpaired=0.5, share=0.2)
+    left_out = semi_supervised(
+        model, X, Y, AX, AY, weight_unpaired=0.5, share_x=0.2, share_y=0.1, anchor_weights=weights
+    )
+    removed = semi_supervised(model, X, Y, AX[kept], AY[kept], weight_unpaired=0.5, share_x=0.2, share_y=0.1)
     assert float(left_out) == pytest.approx(float(removed))
 
 
@@ -89,7 +91,7 @@ def test_gradients_of_all_parameters():
 
         def forward(self):
             known = {"condition": codes, "condition_anchor": codes_a}
-            return semi_supervised(self.model, X[:20], Y, AX, AY, weight_unpaired=0.6, share=0.1, joint=True, **known)
+            return semi_supervised(self.model, X[:20], Y, AX, AY, weight_unpaired=0.6, share_x=0.1, joint=True, **known)
 
     whole = Loss()
 
@@ -102,7 +104,7 @@ def test_gradients_of_all_parameters():
 
 def slopes(model: TiltedMixture, lam: float, *, joint: bool) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    semi_supervised(model, X, Y, AX, AY, weight_unpaired=lam, share=0.1, joint=joint).backward()
+    semi_supervised(model, X, Y, AX, AY, weight_unpaired=lam, share_x=0.1, joint=joint).backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
@@ -140,7 +142,7 @@ def test_a_cost_that_can_single_an_anchor_out_overshoots_by_the_weight_of_its_no
     cells, others = 0.3 * torch.randn(100, 1), torch.randn(100, 1)
 
     def loss():
-        return semi_supervised(model, cells, others, anchor, y, weight_unpaired=lam, share=share)
+        return semi_supervised(model, cells, others, anchor, y, weight_unpaired=lam, share_x=share)
 
     descend(loss, list(model.direction.parameters()), 500)
     weight = (1 - lam) + lam * share
@@ -181,7 +183,7 @@ def test_a_known_conditional_mixture_is_recovered():
 
     start = excess()
     descend(
-        lambda: semi_supervised(model, x, y, anchor_x, anchor_y, weight_unpaired=0.3, share=200 / 4000),
+        lambda: semi_supervised(model, x, y, anchor_x, anchor_y, weight_unpaired=0.3),
         list(model.parameters()),
         250,
     )
