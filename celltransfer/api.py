@@ -157,7 +157,10 @@ def fit(
     open_question = _unsettled(translator, pair, clock, seed)
     translator.result_.notes += open_question
     refits: list[tuple[Translator, np.ndarray]] = []
-    translator.result_.verdict = _judge(translator, pair, trainer, clock, seed, refits) if verdict else _unjudged()
+    try:
+        translator.result_.verdict = _judge(translator, pair, trainer, clock, seed, refits) if verdict else _unjudged()
+    except KeyboardInterrupt:  # the fit itself is complete
+        translator.result_.verdict = Verdict("ambiguous", ["Interrupted while the fit was judged, so it is not."])
     translator.result_.verdict.reasons += open_question
     if translator.gives_distribution:
         _calibrate(model, pair, training[target], refits, seed)
@@ -297,6 +300,7 @@ def _judge(
     short = replace(trainer, max_steps=max(steps, 1), progress=False, checkpoint_dir=None, resume=False)
 
     def refit(without: ModalityPair, fold: int) -> Translator:
+        logger.info("Judging the fit: refit %d of %d, without some of the anchors.", fold + 1, folds)
         again = translators.make(translator.name, **translator.get_config())
         limited = replace(short, max_seconds=clock.share(folds - fold))
         fitted = _refitted(again, without, limited, clock, seed + 1 + fold)

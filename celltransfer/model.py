@@ -122,6 +122,7 @@ class TransferModel:
             f"  recipes: {', '.join(f'{name} {recipe!r}' for name, recipe in self.recipes.items())}",
             f"  status:  {result.status.value} after {result.seconds:.1f} s{ended}",
             *(f"  note:    {note}" for note in result.notes),
+            *([f"  spread:  {self.calibration_.describe()}"] if self.translator.gives_distribution else []),
             f"  verdict: {self.verdict_.level}. {' '.join(self.verdict_.reasons)}",
         ]
         return "\n".join(lines)
@@ -189,7 +190,8 @@ class TransferModel:
                 lies from its own: near 0 where the translation is unlike any target cell. It is no probability of
                 being right.
             ``obs["translation_confidence"]`` : pandas.Series (float)
-                For the same methods: share of the target's variance that is left in no doubt for this cell, 0 to 1.
+                For the same methods: share of the target's variance that the law of this cell resolves, 0 to 1. It
+                goes with a small error, not with the right rank among cells.
             ``uns["celltransfer"]`` : dict
                 Provenance: versions, method, seed, anchors, status, verdict.
 
@@ -264,7 +266,7 @@ class TransferModel:
         if self.translator.gives_distribution:
             out.obs["translation_confidence"] = self.law.confidence(x, codes)
         if std:
-            out.layers["std"] = self.law.spread(x, codes, columns) * np.float32(self.calibration_.factor)
+            out.layers["std"] = self.law.spread(x, codes, columns)
         out.uns["celltransfer"] = self.provenance()
         return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from anndata import AnnData
 
 from celltransfer.data import cells
 from celltransfer.data.anchors import resolve_anchors
-from celltransfer.errors import ConditionError, InputError, ModalityError
+from celltransfer.errors import CelltransferWarning, ConditionError, InputError, ModalityError
 from celltransfer.markdown import markdown_table
 from celltransfer.metrics import protocol
 from celltransfer.metrics.bootstrap import intervals
@@ -64,7 +65,7 @@ _HEADLINE = [
     "foscttm_depth_regressed",
     "bias",
 ]
-# Cells on which intervals are checked; all features of each are.
+# Cells on which intervals are checked.
 MAX_COVERED = 500
 # Keeps the sample of cells unrelated to other draws of the same seed.
 _SAMPLE = 41
@@ -287,12 +288,18 @@ def _coverage(model: TransferModel, mdata: MuData, rows: np.ndarray) -> tuple[di
     source, target = (
         mdata.mod[name][own].copy() for name, own in zip((model.source, model.target), rows.T, strict=True)
     )
+    target.obs_names = source.obs_names  # partners, by whatever names
     if model.conditions:
         for key in model.conditions:
             source.obs[key] = cells.obs_column(mdata, model.source, key).iloc[rows[:, 0]].to_numpy()
-    found = {f"{level:.0%}": share for level, share in model.law.coverage(source, target).items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CelltransferWarning)  # the sentence says it
+        found = {f"{level:.0%}": share for level, share in model.law.coverage(source, target).items()}
     shares = ", ".join(f"{level} intervals hold {share:.0%}" for level, share in found.items())
-    return found, f"Of the measured values of {len(rows)} cells, {shares}. {model.calibration_.describe()}"
+    return found, (
+        f"Of the measured values of {len(rows)} cells, {shares}; that checks their width, not the translation. "
+        f"{model.calibration_.describe()}"
+    )
 
 
 def _known_pairs(mdata: MuData, model: TransferModel, pairs: pd.DataFrame | None) -> np.ndarray:

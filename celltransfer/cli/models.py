@@ -159,6 +159,7 @@ def translate(
     out: Annotated[Path, typer.Option(help="MuData file to write (.h5mu).")],
     key_added: Annotated[str | None, typer.Option(help="Name of the new modality.")] = None,
     counts: Annotated[bool, typer.Option(help="Write expected counts, where the recipe knows them.")] = False,
+    std: Annotated[bool, typer.Option(help="Write standard deviations, where the method knows them.")] = True,
     on_missing: Annotated[
         OnMissing | None, typer.Option(help="What to do about source features the file lacks.")
     ] = None,
@@ -173,10 +174,13 @@ def translate(
         from celltransfer.model import load
 
         model, mdata = load(model_dir), _read(data)
-        model.translate(mdata, key_added=key_added, counts=counts, on_missing=on_missing.value if on_missing else None)
+        how = {"counts": counts, "std": std, "on_missing": on_missing.value if on_missing else None}
+        model.translate(mdata, key_added=key_added, **how)  # type: ignore[arg-type]
         write_h5mu(mdata, out)
         key = key_added or f"{model.target}_from_{model.source}"
         print(f"{out}: {key} {mdata.mod[key].n_obs} x {mdata.mod[key].n_vars}, verdict {model.verdict_.level}")
+        if std and model.translator.gives_distribution:
+            print(model.calibration_.describe())
         _exit(model, strict)
 
 

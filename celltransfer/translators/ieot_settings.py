@@ -7,6 +7,7 @@ one optimiser is a step of every fit. That costs a fraction of fitting them one 
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from celltransfer.data.pair import ModalityPair
     from celltransfer.nn.mixture import TiltedMixture
     from celltransfer.translators.ieot import IEOT, ScaledLaw
+
+logger = logging.getLogger("celltransfer")
 
 # Candidates, the default of each first. lambda and penalty are compared together at the first size, then the sizes.
 WEIGHTS, PENALTIES, SIZES = (0.2, 0.03, 1.0), (60.0, 12.0, 400.0, 3000.0), (20, 5, 50)
@@ -173,6 +176,7 @@ def choose(method: IEOT, pair: ModalityPair, rng: np.random.Generator) -> Settin
     compare = _Comparison(method, pair, rng)
     if compare.n_parameters > MOST_PARAMETERS:
         return default._replace(reason="Default settings: with so many features they are not compared.")
+    logger.info("Comparing %d settings on left-out anchors; options that are given are not compared.", n_candidates)
     try:
         return _compared(compare, default, weights, penalties, sizes)
     except _OutOfTimeError:
