@@ -216,9 +216,9 @@ class _Comparison:
         method.settings_ = Settings(1, WEIGHTS[0], PENALTIES[0])
         scales = method.build()
         self.n_parameters, self.scales = sum(p.numel() for p in scales.parameters()), scales
+        scales.set_scales(pair)
         # From densities of scaled features to those of features as they are.
         self.units = float(scales.factor_y.log().sum())
-        scales.set_scales(pair)
         self.cells = Cells.sample(scales, pair, rng, CELLS)
         # Anchors that repeat one source cell, with several targets, are left out together.
         _, source = np.unique(pair.anchor_x, axis=0, return_inverse=True)

@@ -4,7 +4,8 @@ import warnings
 
 import numpy as np
 import pytest
-from celltransfer.errors import ConfigError
+import torch
+from celltransfer.errors import ConditionError, ConfigError, InputError
 from celltransfer.train.loop import Trainer
 from celltransfer.train.outcome import Status
 from celltransfer.train.stopping import Clock
@@ -237,3 +238,46 @@ def test_conditions_are_matched_exactly_and_anchors_tell_cells_of_one_apart():
         own = codes_x == code
         np.testing.assert_allclose(out[own].mean(axis=0), y[codes_y == code].mean(axis=0), atol=0.25)
         assert np.corrcoef(out[own, 0], truth[own, 0])[0, 1] > 0.8
+
+
+def test_a_resumed_fit_keeps_its_settings(tmp_path):
+    """The comparison takes fewer steps where the fit does, and might choose otherwise the second time."""
+    x, y, anchors, test, _ = linear(n=200, k=30)
+    how = {"checkpoint_dir": tmp_path, "progress": False}
+    first = IEOT().fit(x, y, anchors, trainer=Trainer(max_steps=40, **how))
+    again = IEOT().fit(x, y, anchors, trainer=Trainer(max_steps=80, resume=True, **how))
+    assert again.result_.n_steps == 80
+    assert again.settings_[:3] == pytest.approx(first.settings_[:3])
+
+
+def test_unequal_sides_start_from_all_target_cells():
+    x, y, anchors, _, _ = linear(n=2000, k=8)
+    few = x[:12]
+    f = IEOT(**FIXED).fit(few, y, anchors, trainer=Trainer(max_steps=0, progress=False))
+    whole = IEOT(**FIXED).fit(x, y, anchors, trainer=Trainer(max_steps=0, progress=False))
+    own, other = (m.log_prob(x[:500], y[:500]).mean() for m in (f, whole))
+    assert own == pytest.approx(other, abs=0.3)
+
+
+def test_conditions_that_are_not_shared_are_an_error():
+    x, y, anchors, _, _ = linear(n=60)
+    with pytest.raises(ConditionError, match="share no condition"):
+        IEOT().fit(x, y, anchors[:0], condition_x=np.zeros(60, int), condition_y=np.ones(60, int), trainer=TRAINER)
+    with pytest.raises(InputError, match="one target cell"):
+        IEOT().fit(x, y[:1], None, trainer=TRAINER)
+
+
+def test_cells_that_are_all_anchors_are_fitted():
+    x, y, _, test, _ = linear(n=60, k=60)
+    f = IEOT(**FIXED).fit(x, y, np.column_stack([np.arange(60)] * 2), trainer=TRAINER)
+    assert np.isfinite(f.translate(test)).all()
+
+
+def test_several_directions_have_mean_zero_too():
+    x, y, anchors, _, _ = linear(n=400, k=30)
+    f = IEOT(**FIXED | {"n_cost": 3, "weight_unpaired": 1.0, "penalty": 0.1}).fit(x, y, anchors, trainer=TRAINER)
+    module = f.module_
+    from celltransfer.translators.ieot import mean_direction
+
+    found = mean_direction(module.law, module.source(torch.as_tensor(x)))
+    assert float(found.detach().norm()) < 0.2
