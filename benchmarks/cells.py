@@ -7,6 +7,7 @@ results file already has are skipped, so an interrupted run goes on where it sto
     python benchmarks/cells.py run --out benchmarks/results/cells.csv
     python benchmarks/cells.py table benchmarks/results/cells.csv
     python benchmarks/cells.py curve benchmarks/results/cells.csv benchmarks/results/jacobian.csv --out curve.png
+    python benchmarks/cells.py compare ieot ridge
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import celltransfer as ct
 import numpy as np
 import pandas as pd
 from celltransfer.law import LEVELS, Calibration
-from celltransfer.metrics import protocol
+from celltransfer.metrics import bootstrap, protocol
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -90,8 +91,17 @@ def main() -> None:
     curve.add_argument("--methods", nargs="+", default=["jacobian", "ridge", "fgw"])
     curve.add_argument("--score", default="foscttm", choices=SCORES)
     curve.add_argument("--out", type=Path, required=True)
+    compare = commands.add_parser("compare", help="fit two methods, and print the paired differences of FOSCTTM")
+    compare.add_argument("methods", nargs=2)
+    compare.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=[n for n in DATASETS if n != "scgem"])
+    compare.add_argument("--anchors", nargs="+", type=int, default=[10, 50])
+    compare.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    compare.add_argument("--part", choices=["dev", "test"], default="test")
     arguments = parser.parse_args()
-    if arguments.command == "curve":
+    if arguments.command == "compare":
+        warnings.simplefilter("ignore")
+        print_differences(arguments)
+    elif arguments.command == "curve":
         # Of rows that several files hold, the last one's.
         rows = pd.concat([pd.read_csv(path) for path in arguments.results]).drop_duplicates(KEY, keep="last")
         draw_curves(rows, arguments.methods, arguments.score).savefig(arguments.out, dpi=110)
@@ -201,6 +211,35 @@ def append(row: dict, path: Path) -> None:
         f"knn@50 {row['knn_accuracy@50']:.3f} {row.get('seconds', 0):6.1f} s {row.get('verdict', '')}",
         flush=True,
     )
+
+
+def print_differences(arguments: argparse.Namespace) -> None:
+    """Paired differences with 95 % intervals over cells and seeds; the cells scored must be the same for all seeds."""
+    print("| dataset | k | first | second | difference | better | not below (tolerance .01) |")
+    print("|---|---:|---:|---:|---:|---|---|")
+    for name in arguments.datasets:
+        mdata = ct.datasets.load(DATASETS[name][0])
+        for k in arguments.anchors:
+            first, second = (
+                np.stack([_per_cell(mdata, name, arguments.part, k, seed, method) for seed in arguments.seeds])
+                for method in arguments.methods
+            )
+            gap = bootstrap.difference(first, second)
+            answers = [bootstrap.better(first, second), bootstrap.not_below(first, second)]
+            print(
+                f"| {name} | {k} | {np.nanmean(first):.3f} | {np.nanmean(second):.3f} | {gap.mean:+.3f} "
+                f"({gap.low:+.3f} to {gap.high:+.3f}) | {' | '.join('yes' if a else 'no' for a in answers)} |",
+                flush=True,
+            )
+
+
+def _per_cell(mdata, name: str, part: str, k: int, seed: int, method: str) -> np.ndarray:
+    """FOSCTTM of every scored cell."""
+    _, source, target, options = DATASETS[name]
+    task = protocol.make_task(mdata, source, target, n_anchors=k, seed=seed, part=part, **options)
+    how = {"source": source, "target": target, "anchors": task.anchors, "conditions": task.condition, "seed": seed}
+    model = ct.fit(task.mdata, method=method, verdict=False, **how)
+    return protocol.score(task, model.translate_cells(task.source_test), spearman=False).per_cell["foscttm"]
 
 
 def print_table(results: pd.DataFrame, score: str) -> None:
