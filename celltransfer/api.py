@@ -236,8 +236,8 @@ def _conditions(
     seen = {name: set(values) for name, values in labels.items()}
     if not seen[source] & seen[target]:
         raise ConditionError(
-            f"The conditions {', '.join(keys)} have no value in common: {source!r} has {sorted(seen[source])[:5]}, "
-            f"{target!r} has {sorted(seen[target])[:5]}."
+            f"No value of {', '.join(map(repr, keys))} occurs in both modalities: {source!r} has "
+            f"{sorted(map(str, seen[source]))[:5]}, {target!r} has {sorted(map(str, seen[target]))[:5]}."
         )
     lone = sorted(str(label) for label in seen[source] ^ seen[target])
     if lone:

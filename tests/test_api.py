@@ -279,7 +279,7 @@ def test_conditions_that_change_nothing_are_said(cells):
 
 def test_conditions_without_overlap(cells):
     cells["rna"].obs["side"], cells["atac"].obs["side"] = "left", "right"
-    with pytest.raises(ConditionError, match="no value in common"):
+    with pytest.raises(ConditionError, match="No value of"):
         ct.fit(cells, train="train", anchors=10, method="condition_mean", conditions="side")
     cells["rna"].obs["side"] = ["left"] + ["right"] * (cells["rna"].n_obs - 1)
     with pytest.warns(CelltransferWarning, match="'left' occur in one modality only"):

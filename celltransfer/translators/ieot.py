@@ -99,7 +99,9 @@ class ScaledLaw(nn.Module):
 
 @register
 class IEOT(ConditionalTranslator):
-    r"""Conditional law :math:`\pi(y|x) \propto e^{f(y) - c(x, y)}` of the target cell, in closed form.
+    r"""Inverse entropic optimal transport: the conditional law of the target cell, in closed form.
+
+    .. math:: \pi(y|x) = e^{f(y) - c(x, y)} / Z(x)
 
     The potential f is a Gaussian mixture that starts at the target cells; the cost c tilts it by directions that are
     linear in x and start at zero. So a source cell is translated to the target cells, reweighted and shifted, and
