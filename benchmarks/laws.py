@@ -130,7 +130,7 @@ def _spread(values: pd.Series, digits: int = 1) -> str:
 
 def draw(rows: pd.DataFrame) -> Figure:
     """Share of measured values inside the intervals against the share they state, a panel per number of anchors."""
-    ks = sorted(rows["k"].unique())
+    ks = sorted(k for k in rows["k"].unique() if k >= 10)
     figure = Figure(figsize=(3.6 * len(ks), 3.8), layout="constrained")
     for ax, k in zip(figure.subplots(1, len(ks), sharey=True, squeeze=False)[0], ks, strict=True):
         ax.plot([0.4, 1], [0.4, 1], color="0.6", lw=1)

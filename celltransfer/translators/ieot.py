@@ -214,6 +214,8 @@ class IEOT(ConditionalTranslator):
         self.module_.chosen.copy_(torch.tensor(self.settings_[1:3]))
         self.module_.law.set_potential(*ieot_settings.mixture(self.module_, pair, rng, self.settings_.n_potential))
         self._k, self._anchored = max(pair.n_anchors, 1), pair.n_anchors > 0
+        if not self._anchored:  # nothing but noise would move directions
+            self.module_.law.direction.requires_grad_(False)
         rows_x, rows_y = np.arange(pair.n_source), np.arange(pair.n_target)
         free_x, free_y = (np.setdiff1d(r, a) for r, a in zip((rows_x, rows_y), pair.anchors.T, strict=True))
         # Batches hold cells that are no anchors, as the loss adds those; or all, where too few others are left.

@@ -98,6 +98,7 @@ def test_few_anchors_take_the_defaults(k):
     assert f.settings_[:3] == (ieot_settings.SIZES[0], ieot_settings.WEIGHTS[0], ieot_settings.PENALTIES[0])
     assert np.isfinite(f.translate(test)).all()
     assert any("Without anchors" in note for note in f.result_.notes) == (k == 0)
+    assert (np.ptp(f.translate(test), axis=0) == 0).all() == (k == 0)  # the same for all, exactly
 
 
 def test_without_anchors_every_cell_of_a_condition_has_its_mean():
