@@ -121,8 +121,11 @@ def score_all(arguments: argparse.Namespace) -> None:
             for k in arguments.anchors:
                 wanted = [m for m in arguments.methods if (name, arguments.part, k, seed, m) not in known]
                 controls = not arguments.no_controls and (name, arguments.part, k, seed, "control: chance") not in known
-                for row in score_task(mdata, name, arguments.part, k, seed, wanted, controls):
-                    append(row, arguments.out)
+                try:
+                    for row in score_task(mdata, name, arguments.part, k, seed, wanted, controls):
+                        append(row, arguments.out)
+                except ct.errors.AnchorError as error:  # fewer cells than anchors
+                    print(f"{name} k={k} left out: {error}", flush=True)
 
 
 def score_task(mdata, name: str, part: str, k: int, seed: int, methods: list[str], controls: bool) -> Iterator[dict]:

@@ -68,7 +68,11 @@ def score_all(arguments: argparse.Namespace) -> None:
         for seed in arguments.seeds:
             for k in arguments.anchors:
                 if (name, arguments.part, k, seed) not in known:
-                    row = score(mdata, name, arguments.part, k, seed)
+                    try:
+                        row = score(mdata, name, arguments.part, k, seed)
+                    except ct.errors.AnchorError as error:  # fewer cells than anchors
+                        print(f"{name} k={k} left out: {error}", flush=True)
+                        continue
                     line = pd.DataFrame([row])
                     line.to_csv(
                         arguments.out, mode="a", header=not arguments.out.exists(), index=False, float_format="%.5g"
