@@ -73,8 +73,8 @@ class TiltedMixture(nn.Module):
     ) -> None:
         super().__init__()
         self.n_out, self.n_cost = n_out, n_cost
-        # Whether directions have mean zero whenever source features have.
-        self.centred = towers == "linear" and n_cost == 1
+        # Whether directions have mean zero whenever source features have; or nearly, where a gate mixes several.
+        self.centred = towers == "linear"
         self.register_buffer("floor", torch.as_tensor(floor).expand(n_out).clone().float())
         self.direction = _tower(n_in, n_cost * n_out, towers, hidden)
         _zero(self.direction)
