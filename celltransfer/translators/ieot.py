@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 # target features are brought halfway to one scale.
 SOURCE_POWER, TARGET_POWER = 0.0, 0.5
 TOWERS = ("linear", "residual", "mlp")
-# Weight of the square of the mean direction of networks. A gate that mixes several linear directions can build a part of
-# a constant one as well; the penalty bounds that, and centring them cost more than it gave.
+# Weight of the square of the mean direction of networks. A gate that mixes linear directions can build a part of a
+# constant one as well; the penalty bounds that, and centring them cost more than it gave.
 CENTRING = 10.0
 # Added to Adam's denominator: the mixture starts at a stationary point, where gradients are rounding and have no sign.
 EPSILON = ieot_settings.EPSILON
