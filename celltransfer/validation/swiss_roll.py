@@ -8,9 +8,9 @@ with networks for towers, seven with linear ones), cgmm_ss (three and nine) and 
 cnf_ss, ugan_l2 and regression; one of ieot_energy; none of the paper's form, which is B.2's but for fewer steps and one
 learning rate. So tuning is as long for ieot as for its nearest rivals, and not for all. Linear towers won for both
 methods that have them: the true plan is close to one with two directions that are linear in the source, so they suit
-this task. With many pairs nothing was tuned: steps and widths grew, and decay shrank, for all alike. After a
-first run, holding the mean of several linear directions at zero was tried on the reported seeds (.33 in place of .26) and
-left out; without it the figure was .27, in code that differs in small things.
+this task. With many pairs nothing was tuned: steps and widths grew, and decay shrank, for all alike. After a first run,
+holding the mean of several linear directions at zero was tried on the reported seeds (.33 in place of .26) and left
+out; without it the figure was .27, in code that differs in small things.
 """
 
 from __future__ import annotations
