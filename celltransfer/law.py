@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from celltransfer.data import cells
 from celltransfer.data.pair import dense
-from celltransfer.errors import CelltransferWarning, ConfigError, FeatureError, ModalityError
+from celltransfer.errors import CelltransferWarning, ConfigError, ModalityError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 MIN_ANCHORS = 50
 # Probabilities at which the quantiles of standardised errors are kept.
 GRID = np.linspace(0.005, 0.995, 199)
-# Training cells from which the spread outside the components is estimated, and covariances held at a time.
-NOISE_CELLS, BLOCK_BYTES = 2000, 2**26
+# Training cells from which the spread outside the components is estimated.
+NOISE_CELLS = 2000
 LEVELS = (0.5, 0.8, 0.95)
 
 
@@ -132,7 +132,7 @@ class ConditionalLaw:
     def mean(self, data: MuData | AnnData, *, features: Sequence[str] | None = None) -> np.ndarray:
         """The translation, shape (cells, p), float32: ``X`` of what `translate` writes."""
         x, codes = self._inputs(data)
-        return self._target.inverse_transform(self.translator.translate(x, codes), self._columns(features))
+        return self._target.inverse_transform(self.translator.translate(x, codes), self.model.columns(features))
 
     def std(self, data: MuData | AnnData, *, features: Sequence[str] | None = None) -> np.ndarray:
         """Standard deviation of each feature given each source cell, shape (cells, p), float32.
@@ -141,7 +141,7 @@ class ConditionalLaw:
         is corrected by left-out anchors if there were at least 50 (`Calibration`).
         """
         x, codes = self._inputs(data)
-        return self.spread(x, codes, self._columns(features))
+        return self.spread(x, codes, self.model.columns(features))
 
     def interval(self, data: MuData | AnnData, level: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper bounds that hold a share `level` of measured values, float32.
@@ -169,7 +169,7 @@ class ConditionalLaw:
         noise, is not drawn: a draw is an expected profile, and varies less than `std`, which is of a measured cell.
         """
         x, codes = self._inputs(data)
-        columns, factor = self._columns(features), np.float32(self.model.calibration_.factor)
+        columns, factor = self.model.columns(features), np.float32(self.model.calibration_.factor)
         mean = self.translator.translate(x, codes)
         drawn = mean + factor * (self.translator.sample(x, n, codes, seed=seed) - mean)
         return np.stack([self._target.inverse_transform(one, columns) for one in drawn])
@@ -249,11 +249,6 @@ class ConditionalLaw:
         noise = self.model.calibration_.noise
         return noise[columns] if len(noise) else np.zeros(len(columns), np.float32)
 
-    def _columns(self, features: Sequence[str] | None) -> np.ndarray:
-        if isinstance(features, str):
-            raise FeatureError(f"features={features!r}; expected a list of names, [{features!r}].")
-        return self.model.columns(features)
-
     def _multipliers(self, levels: Sequence[float]) -> list[float]:
         calibration = self.model.calibration_
         found = [calibration.multiplier(level) for level in levels]
@@ -288,14 +283,14 @@ class ConditionalLaw:
         return *self.model.inputs(adata, mdata), target
 
     def _covariances(self, x: Matrix, codes: np.ndarray | None) -> Iterator[tuple[slice, np.ndarray]]:
-        """Covariances (block, d, d) of a block of cells at a time; variances (block, d) where nothing is reduced."""
-        d, reduced = self.translator.n_features_out_, self._target.reduces
-        step = max(1, BLOCK_BYTES // (4 * (d * d if reduced else d)))
-        for start in range(0, x.shape[0], step):
-            rows = slice(start, start + step)
-            own = None if codes is None else codes[rows]
-            law = self.translator
-            yield rows, law.covariance(x[rows], own) if reduced else np.square(law.std(x[rows], own))
+        """Covariances (block, d, d) of a block of cells at a time; variances (cells, d) where nothing is reduced."""
+        if not self._target.reduces:
+            yield slice(0, x.shape[0]), np.square(self.translator.std(x, codes))
+            return
+        start = 0
+        for block in self.translator.covariance_blocks(x, codes):
+            yield slice(start, start + len(block)), block
+            start += len(block)
 
     def _inputs(self, data: MuData | AnnData) -> tuple[Any, np.ndarray | None]:
         return self.model.inputs(*self._source(data))

@@ -211,8 +211,6 @@ class TransferModel:
 
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}; expected 1 or more.")
-        if isinstance(features, str):
-            raise FeatureError(f"features={features!r}; expected a list of names, [{features!r}].")
         if isinstance(data, AnnData):
             return self.translate_cells(data, None, features, counts, on_missing, batch_size, std)
         cells.check_mudata(data)
@@ -307,6 +305,8 @@ class TransferModel:
 
     def columns(self, features: Sequence[str] | None) -> np.ndarray:
         """Positions of target features by name; ``None``: all."""
+        if isinstance(features, str):
+            raise FeatureError(f"features={features!r}; expected a list of names, [{features!r}].")
         names = self.recipes[self.target].feature_names_
         if features is None:
             return np.arange(len(names))

@@ -132,18 +132,22 @@ class Translator(ABC):
         `condition` holds a code per cell, in the coding of `fit`; only methods with `needs_condition` look at it.
         Works in blocks of `batch_size` cells, so memory beyond the result does not grow with n.
         """
+        codes, n = self._codes_of(x, condition), x.shape[0]
+        out = np.empty((n, self.n_features_out_), dtype=np.float32)
+        for start in range(0, n, batch_size):
+            block = slice(start, start + batch_size)
+            out[block] = self._translate(dense(x[block]), None if codes is None else codes[block])
+        return out
+
+    def _codes_of(self, x: Matrix, condition: np.ndarray | None) -> np.ndarray | None:
+        """Condition codes of these cells as `_translate` sees them; raises where cells do not fit the translator."""
         self._check_fitted()
         n, width = x.shape
         if width != self.n_features_in_:
             raise FeatureError(f"The cells have {width} features; this translator was fitted on {self.n_features_in_}.")
         if condition is not None and len(condition) != n:
             raise ConditionError(f"There are {len(condition)} condition codes for {n} cells.")
-        codes = recode(condition, self.condition_codes_)
-        out = np.empty((n, self.n_features_out_), dtype=np.float32)
-        for start in range(0, n, batch_size):
-            block = slice(start, start + batch_size)
-            out[block] = self._translate(dense(x[block]), None if codes is None else codes[block])
-        return out
+        return _recode(condition, self.condition_codes_)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON-writable values."""
@@ -201,7 +205,7 @@ def _recoded(pair: ModalityPair, codes: np.ndarray) -> ModalityPair:
     """The same with condition codes counted from 0, so that what is built per code is no larger than needed."""
     if not len(codes):
         return pair
-    return replace(pair, condition_x=recode(pair.condition_x, codes), condition_y=recode(pair.condition_y, codes))
+    return replace(pair, condition_x=_recode(pair.condition_x, codes), condition_y=_recode(pair.condition_y, codes))
 
 
 def _unconditional(pair: ModalityPair) -> ModalityPair:
@@ -209,7 +213,7 @@ def _unconditional(pair: ModalityPair) -> ModalityPair:
     return replace(pair, condition_x=None, condition_y=None, conditions=())
 
 
-def recode(condition: np.ndarray | None, codes: np.ndarray) -> np.ndarray | None:
+def _recode(condition: np.ndarray | None, codes: np.ndarray) -> np.ndarray | None:
     """Position of every code among `codes`, -1 for one that is not there; ``None`` where there are no conditions."""
     if condition is None or not len(codes):
         return None

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from celltransfer.data.pair import Matrix, dense
-from celltransfer.errors import ConditionError, ConfigError, FeatureError
-from celltransfer.translators.base import recode
+from celltransfer.errors import ConditionError, ConfigError
 from celltransfer.translators.trained import TrainedTranslator
 
 if TYPE_CHECKING:
@@ -73,9 +72,13 @@ class ConditionalTranslator(TrainedTranslator):
 
     def covariance(self, x: Matrix, condition: np.ndarray | None = None) -> np.ndarray:
         """Covariance of the target features given each source cell, shape (cells, D, D), float32."""
+        return np.concatenate(list(self.covariance_blocks(x, condition)))
+
+    def covariance_blocks(self, x: Matrix, condition: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """`covariance` of as many cells at a time as fit into memory, in their order."""
         self._check_fitted()
         rows = max(1, BLOCK_BYTES // (4 * self.n_features_out_**2))
-        return np.concatenate(list(self._blocks(self.law_covariance, x, condition, rows)))
+        return self._blocks(self.law_covariance, x, condition, rows)
 
     def _translate(self, x: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
         self._check_condition(condition)
@@ -97,15 +100,9 @@ class ConditionalTranslator(TrainedTranslator):
         batch_size: int,
     ) -> Iterator[np.ndarray]:
         """`function` of one block of cells after the other, and their condition codes."""
-        self._check_fitted()
-        if x.shape[1] != self.n_features_in_:
-            raise FeatureError(
-                f"The cells have {x.shape[1]} features; this translator was fitted on {self.n_features_in_}."
-            )
-        if condition is not None and len(condition) != x.shape[0]:
-            raise ConditionError(f"There are {len(condition)} condition codes for {x.shape[0]} cells.")
+        codes = self._codes_of(x, condition)
         self._check_condition(condition)
-        codes = recode(condition, self.condition_codes_) if self.uses_conditions else None
+        codes = codes if self.uses_conditions else None
         device = self._device()
         for start in range(0, x.shape[0], batch_size):
             rows = slice(start, start + batch_size)
