@@ -1,4 +1,4 @@
-"""Co-assayed single-cell datasets with checked downloads, simulated ones with known truth, images, and a table.
+"""Co-assayed single-cell datasets with checked downloads, simulated ones with known truth, images, a table, and meshes.
 
 Every set of cells is a :class:`mudata.MuData` whose labels, split and condition columns stand under the same name in
 ``mdata.obs`` and in the ``.obs`` of each modality; sparse matrices are CSR ``float32``; counts are whole numbers.
@@ -8,11 +8,11 @@ Every set of cells is a :class:`mudata.MuData` whose labels, split and condition
 Every image set is an :class:`anndata.AnnData` with one row of ``uint8`` pixels for each image, row by row of the
 image: ``X`` of shape ``(n_obs, height * width)``, ``obs["label"]``, ``obs["split"]`` where one is published,
 ``uns["image_shape"]`` (height, width) and ``uns["max_value"]``, the value of white.
-A table is an AnnData, too.
+A table is an AnnData, too; so is a mesh, with one row for each vertex and the triangles in ``uns["faces"]``.
 
 Files come from ``settings.data_mirror``, then the cache in ``settings.cache_dir``, then the network, and are
-always checked against the hash in the registry (in ``weather_hannover``, the content is checked instead). A built set
-of cells is cached as ``.h5mu``.
+always checked against the hash in the registry (where none of the upstream file is known, its content is checked
+instead). A built set of cells is cached as ``.h5mu``.
 
 >>> import celltransfer as ct
 >>> ct.datasets.list().set_index("name").loc["a549_scicar", "modalities"]
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 __all__ = [
     "a549_scicar",
     "a549_scicar_peaks",
+    "armadillo",
     "available",
+    "bunny",
     "digits",
     "fashion_mnist",
     "list",
@@ -68,8 +70,8 @@ def list() -> pd.DataFrame:
 
     Returns
     -------
-    Table with columns ``name``, ``kind`` (cells, images or table), ``title``, ``assay``, ``modalities``, ``n_obs``,
-    ``pairing``, ``split``, ``labels``, ``condition``, ``licence``, ``citation`` and ``available`` (loads without the
+    Table with columns ``name``, ``kind`` (cells, images, table or mesh), ``title``, ``assay``, ``modalities``,
+    ``n_obs``, ``pairing``, ``split``, ``labels``, ``condition``, ``licence``, ``citation`` and ``available`` (loads without the
     network). Only cells have ``assay``, ``pairing`` and ``condition``.
     """
     import pandas as pd
@@ -97,7 +99,7 @@ def available(name: str) -> bool:
 
 
 def load(name: str, **kwargs: Any) -> MuData | AnnData:
-    """Load a dataset by name: cells as MuData, images and tables as AnnData.
+    """Load a dataset by name: cells as MuData, all else as AnnData.
 
     Parameters
     ----------
@@ -248,6 +250,36 @@ def weather_hannover() -> AnnData:
     Jobst, Möller & Groß 2023, Zenodo 8127734; the station is an example of their R package gamvinereg.
     """
     return load("weather_hannover")
+
+
+def bunny() -> AnnData:
+    """The Stanford bunny: 3,485 vertices and 6,966 triangles.
+
+    ``X``: the coordinates ``x``, ``y`` (upwards) and ``z`` of the vertices; ``uns["faces"]``: three rows for each
+    triangle.
+
+    Free for research with credit; no commercial use without permission of Stanford.
+
+    References
+    ----------
+    Turk & Levoy 1994, SIGGRAPH: 311-318. Stanford 3D Scanning Repository; mesh from libigl's tutorial data.
+    """
+    return load("bunny")
+
+
+def armadillo() -> AnnData:
+    """The Stanford armadillo, made coarser: 4,002 vertices and 8,000 triangles, a closed surface.
+
+    As :func:`bunny`. The upstream mesh has 43,243 vertices; only its prepared form, ``armadillo.off`` beside the
+    mirror, is read.
+
+    Free for research with credit; no commercial use without permission of Stanford.
+
+    References
+    ----------
+    Krishnamurthy & Levoy 1996, SIGGRAPH: 313-324. Stanford 3D Scanning Repository; mesh from libigl's tutorial data.
+    """
+    return load("armadillo")
 
 
 def __getattr__(name: str) -> Any:

@@ -100,6 +100,34 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
 
 
+def read_off(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices ``(n, 3)`` and triangles ``(m, 3)`` (rows of vertices) of a mesh in the text format OFF.
+
+    Raises
+    ------
+    DatasetError
+        The file is no OFF text, is broken off, has a face that is no triangle, or one with a vertex that is not there.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = [line for line in (line.partition("#")[0].split() for line in text.splitlines()) if line]
+        counts = lines[0][1:] or lines.pop(1)
+        n, m = (int(count) for count in counts[:2])
+        vertices = np.array(lines[1 : n + 1], float).reshape(n, 3)
+        faces = np.array([line[:4] for line in lines[n + 1 : n + m + 1]], int).reshape(m, 4)
+    except (ValueError, IndexError) as error:
+        raise DatasetError(f"{path} is not a readable OFF file of triangles: {error}") from error
+    sides, faces = faces[:, 0], faces[:, 1:]
+    if (
+        lines[0][0] != "OFF"
+        or not np.isfinite(vertices).all()
+        or (sides != 3).any()
+        or not np.isin(faces, range(n)).all()
+    ):
+        raise DatasetError(f"{path} is not an OFF file of triangles between finite vertices.")
+    return vertices, faces
+
+
 def read_rda(path: Path) -> dict[str, Any]:
     """Objects of an R data file by name; a date is a number.
 

@@ -69,7 +69,8 @@ class Entry:
 
     ``kind`` says which keys there are besides those that every dataset has. ``cells`` is a co-assay, which loads as
     MuData; ``images`` has the one modality ``image`` of ``image_shape`` (height, width), and loads as AnnData; so does
-    ``table``, whose ``columns`` are given with their means.
+    ``table``, whose ``columns`` are given with their means, and ``mesh``, a table of vertices of ``n_faces``
+    triangles.
     ``files`` may name a file of another dataset, which is then that dataset's :class:`RemoteFile`.
     ``test_indices`` are the cells of a published test split, as row positions.
     """
@@ -96,6 +97,7 @@ class Entry:
     genome: str | None = None
     image_shape: tuple[int, ...] = ()
     columns: Mapping[str, float] = field(default_factory=dict)
+    n_faces: int = 0
     notes: str = ""
     doi: tuple[str, ...] = ()
     files: tuple[RemoteFile, ...] = ()
@@ -122,6 +124,7 @@ _KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "images": (("image_shape",), ()),
     "table": (("columns",), ()),
+    "mesh": (("columns", "n_faces"), ()),
 }
 
 
@@ -288,7 +291,12 @@ def _table_keys(where: str, entry: dict[str, Any]) -> dict[str, Any]:
     columns = entry["columns"]
     valid = isinstance(columns, dict) and all(isinstance(mean, (int, float)) for mean in columns.values())
     _require(valid and bool(columns), where, "columns", "names and means")
-    return {"modalities": ("table",), "shape": {"table": (entry["n_obs"], len(columns))}}
+    return {"modalities": (entry["kind"],), "shape": {entry["kind"]: (entry["n_obs"], len(columns))}}
 
 
-_KEYS = {"cells": _cell_keys, "images": _image_keys, "table": _table_keys}
+def _mesh_keys(where: str, entry: dict[str, Any]) -> dict[str, Any]:
+    _require(isinstance(entry["n_faces"], int) and entry["n_faces"] > 0, where, "n_faces", "a positive integer")
+    return _table_keys(where, entry)
+
+
+_KEYS = {"cells": _cell_keys, "images": _image_keys, "table": _table_keys, "mesh": _mesh_keys}

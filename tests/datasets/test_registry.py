@@ -12,7 +12,10 @@ from celltransfer.errors import ConfigError, DatasetError
 CELLS = ["a549_scicar", "a549_scicar_peaks", "pbmc10k_cite", "pbmc68k_panels", "scgem", "simulate", "snare_cortex"]
 IMAGES = ["digits", "fashion_mnist", "mnist", "usps"]
 TABLES = ["weather_hannover"]
-NAMES = sorted(CELLS + IMAGES + TABLES)
+MESHES = ["armadillo", "bunny"]
+NAMES = sorted(CELLS + IMAGES + TABLES + MESHES)
+KINDS = dict.fromkeys(CELLS, "cells") | dict.fromkeys(IMAGES, "images") | dict.fromkeys(TABLES, "table")
+KINDS |= dict.fromkeys(MESHES, "mesh")
 
 
 def text(base: str = "scgem", /, **changes: object) -> dict[str, str]:
@@ -35,7 +38,7 @@ def test_entries_agree_with_themselves(name):
     assert callable(getattr(ct.datasets, name))
     assert {shape[0] for shape in entry.shape.values()} == {entry.n_obs}
     assert len(entry.modalities) == (2 if name in CELLS else 1)
-    assert entry.kind == ("cells" if name in CELLS else "images" if name in IMAGES else "table")
+    assert entry.kind == KINDS[name]
     assert all(isinstance(value, str) for value in entry.describe().values())
     for file in entry.files:
         assert file.hash.partition(":")[0] in {"sha256", "md5", "git_blob", "git_commit"}
@@ -87,7 +90,7 @@ URL = {key: GOOD_FILE[key] for key in ("name", "url")}
         ({"files": [{"name": "a.txt", "url": GOOD_FILE["url"], "md5": "0" * 31}]}, "md5' must be a lower-case hash"),
         ({"files": [{**GOOD_FILE, "folder": "../x"}]}, "folder' must be a plain folder name"),
         ({"files": [{**GOOD_FILE, "alternative": {"name": "b"}}]}, "alternative' must be name and sha256"),
-        ({"kind": "sounds"}, "'kind' must be one of cells, images, table"),
+        ({"kind": "sounds"}, "'kind' must be one of cells, images, table, mesh"),
         ({"kind": "images"}, "'image_shape' must be given for kind 'images'"),
         ({"image_shape": [8, 8]}, "'image_shape' must be one of"),
         ({"files": [{**URL, "git_commit": "0" * 40}]}, "git_commit' must be in the url"),
@@ -120,6 +123,12 @@ def test_malformed_image_entries_are_refused(changes, message):
 def test_a_table_has_columns_with_means(columns):
     with pytest.raises(DatasetError, match="'columns' must be names and means"):
         registry.parse(text("weather_hannover", columns=columns))
+
+
+@pytest.mark.parametrize("n_faces", [0, "many"])
+def test_a_mesh_has_faces(n_faces):
+    with pytest.raises(DatasetError, match="'n_faces' must be a positive integer"):
+        registry.parse(text("bunny", n_faces=n_faces))
 
 
 @pytest.mark.parametrize("content", ["{", "[1, 2]"])
