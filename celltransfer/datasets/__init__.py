@@ -71,8 +71,8 @@ def list() -> pd.DataFrame:
     Returns
     -------
     Table with columns ``name``, ``kind`` (cells, images, table or mesh), ``title``, ``assay``, ``modalities``,
-    ``n_obs``, ``pairing``, ``split``, ``labels``, ``condition``, ``licence``, ``citation`` and ``available`` (loads without the
-    network). Only cells have ``assay``, ``pairing`` and ``condition``.
+    ``n_obs``, ``pairing``, ``split``, ``labels``, ``condition``, ``licence``, ``citation`` and ``available`` (loads
+    without the network). Only cells have ``assay``, ``pairing`` and ``condition``.
     """
     import pandas as pd
 
