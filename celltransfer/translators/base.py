@@ -18,6 +18,8 @@ from celltransfer.data.pair import Matrix, ModalityPair, dense
 from celltransfer.errors import AnchorError, ConditionError, ConfigError, FeatureError, ModelFormatError, NotFittedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from celltransfer.train.loop import Trainer
     from celltransfer.train.outcome import FitResult
 
@@ -48,6 +50,10 @@ class Translator(ABC):
         Whether `_translate` needs the codes of the cells, once fitted with conditions.
     gives_distribution
         Whether it is a `ConditionalTranslator`, which knows the law of the target cell and not its mean alone.
+    equal_widths
+        Whether source and target need the same number of features.
+    invertible
+        Whether the map has an exact inverse, `inverse`.
     n_features_in_, n_features_out_
         Source and target dimension, set by `fit`.
     condition_codes_
@@ -64,6 +70,8 @@ class Translator(ABC):
     needs_condition: ClassVar[bool] = False
     matches_distributions: ClassVar[bool] = False
     gives_distribution: ClassVar[bool] = False
+    equal_widths: ClassVar[bool] = False
+    invertible: ClassVar[bool] = False
 
     n_features_in_: int
     n_features_out_: int
@@ -117,7 +125,13 @@ class Translator(ABC):
                 f"conditions that both modalities have and got {n_shared}. Pass conditions= with an obs column "
                 'known for every cell, or a method that works without, such as "jacobian".'
             )
-        self.n_features_in_, self.n_features_out_ = int(pair.x.shape[1]), int(pair.y.shape[1])
+        widths = int(pair.x.shape[1]), int(pair.y.shape[1])
+        if self.equal_widths and widths[0] != widths[1]:
+            raise FeatureError(
+                f"method={self.name!r} needs source and target in the same number of features and got {widths[0]} and "
+                f"{widths[1]}. Reduce both to n_components={min(widths)} first."
+            )
+        self.n_features_in_, self.n_features_out_ = widths
         self.condition_codes_ = _codes(pair)
         known = _recoded(pair, self.condition_codes_) if self.uses_conditions else _unconditional(pair)
         self.result_ = self._fit(known, seed=seed, trainer=trainer)
@@ -132,12 +146,25 @@ class Translator(ABC):
         `condition` holds a code per cell, in the coding of `fit`; only methods with `needs_condition` look at it.
         Works in blocks of `batch_size` cells, so memory beyond the result does not grow with n.
         """
-        codes, n = self._codes_of(x, condition), x.shape[0]
-        out = np.empty((n, self.n_features_out_), dtype=np.float32)
-        for start in range(0, n, batch_size):
-            block = slice(start, start + batch_size)
-            out[block] = self._translate(dense(x[block]), None if codes is None else codes[block])
-        return out
+        codes = self._codes_of(x, condition)
+        return _in_blocks(self._translate, x, codes, self.n_features_out_, batch_size)
+
+    def inverse(self, y: Matrix, condition: np.ndarray | None = None, *, batch_size: int = 8192) -> np.ndarray:
+        """Translate target cells, shape (n, D), back into source features, shape (n, d), float32.
+
+        The exact inverse of `translate`; only methods that are `invertible` have one.
+        """
+        if not self.invertible:
+            raise ConfigError(
+                f"method={self.name!r} has no inverse. Fit in the other direction, or use a method that has one: "
+                '"lrmf".'
+            )
+        codes = self._codes_of(y, condition)
+        return _in_blocks(self._inverse, y, codes, self.n_features_in_, batch_size)
+
+    def _inverse(self, y: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
+        """Inverse of `_translate` for one dense block."""
+        raise NotImplementedError
 
     def _codes_of(self, x: Matrix, condition: np.ndarray | None) -> np.ndarray | None:
         """Condition codes of these cells as `_translate` sees them; raises where cells do not fit the translator."""
@@ -194,6 +221,22 @@ class Translator(ABC):
         """Inverse of `_state`."""
 
 
+def _in_blocks(
+    f: Callable[[np.ndarray, np.ndarray | None], np.ndarray],
+    cells: Matrix,
+    codes: np.ndarray | None,
+    width: int,
+    batch_size: int,
+) -> np.ndarray:
+    """f over blocks of cells and their codes, shape (n, width)."""
+    n = cells.shape[0]
+    out = np.empty((n, width), dtype=np.float32)
+    for start in range(0, n, batch_size):
+        block = slice(start, start + batch_size)
+        out[block] = f(dense(cells[block]), None if codes is None else codes[block])
+    return out
+
+
 def _codes(pair: ModalityPair) -> np.ndarray:
     """Condition codes that occur on either side, sorted."""
     if pair.condition_x is None or pair.condition_y is None:
@@ -235,6 +278,7 @@ _BUILTIN: dict[str, str] = {
     "condition_mean": "celltransfer.translators.baselines",
     "fgw": "celltransfer.translators.gromov",
     "ieot_energy": "celltransfer.translators.energy",
+    "lrmf": "celltransfer.translators.lrmf",
 }
 _REGISTERED: dict[str, type[Translator]] = {}
 

@@ -32,11 +32,11 @@ class Split:
     held_y: np.ndarray
 
 
-def split(pair: ModalityPair, rng: np.random.Generator) -> Split:
-    """Hold a tenth of each condition's cells out, `MOST_CELLS` a side at most."""
+def split(pair: ModalityPair, rng: np.random.Generator, share: float = 0.1) -> Split:
+    """Hold a share of each condition's cells out, `MOST_CELLS` a side at most."""
     codes_x, codes_y = condition_codes(pair)
-    train_x, held_x = _hold_out(codes_x, pair.anchors[:, 0], rng)
-    train_y, held_y = _hold_out(codes_y, pair.anchors[:, 1], rng)
+    train_x, held_x = _hold_out(codes_x, pair.anchors[:, 0], rng, share)
+    train_y, held_y = _hold_out(codes_y, pair.anchors[:, 1], rng, share)
     return Split(train_x, train_y, held_x, held_y)
 
 
@@ -110,13 +110,15 @@ def condition_codes(pair: ModalityPair) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(pair.condition_x), np.asarray(pair.condition_y)
 
 
-def _hold_out(codes: np.ndarray, anchors: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows held out: a tenth of each condition's cells that are no anchors.
+def _hold_out(
+    codes: np.ndarray, anchors: np.ndarray, rng: np.random.Generator, most: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows held out: the share `most` of each condition's cells that are no anchors.
 
     Together at most `MOST_CELLS`, but two of a condition that has them, so that every one can be compared.
     """
     free = rng.permutation(np.setdiff1d(np.arange(len(codes)), anchors))
-    share = min(0.1, MOST_CELLS / max(len(free), 1))
+    share = min(most, MOST_CELLS / max(len(free), 1))
     groups = [free[codes[free] == code] for code in np.unique(codes)]
     sizes = [max(int(share * len(group)), min(2, len(group) // 10)) for group in groups]
     held = np.concatenate([group[:size] for group, size in zip(groups, sizes, strict=True)])
