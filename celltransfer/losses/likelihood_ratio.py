@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from torch import nn
+    from celltransfer.nn.flows import Density, Invertible
 
 # Weight of the map that moves cells least beside the anchors, which it only complements.
 LEAST_MOTION = 0.01
 
 
-def likelihood_ratio(transform: nn.Module, shared: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def likelihood_ratio(transform: Invertible, shared: Density, x: Tensor, y: Tensor) -> Tensor:
     """Equation 3 without its constant c(A, B): -E log |det dT/dx| - E log P(T(x); theta_S) - E log P(y; theta_S).
 
     Parameters
@@ -34,10 +34,10 @@ def likelihood_ratio(transform: nn.Module, shared: nn.Module, x: Tensor, y: Tens
         Source and target cells in the target's features, shapes (n, d) and (m, d).
     """
     moved, log_det = transform(x)
-    return -(log_det.mean() + shared.log_prob(moved).mean() + shared.log_prob(y).mean())  # type: ignore[operator]
+    return -(log_det.mean() + shared.log_prob(moved).mean() + shared.log_prob(y).mean())
 
 
-def shared_pull(shared: nn.Module, target: nn.Module, moved: Tensor) -> float:
+def shared_pull(shared: Density, target: Density, moved: Tensor) -> float:
     """How hard the shared density pulls translated cells as a whole, against how hard the target's own does.
 
     |E grad log P(T(x); theta_S)| / |E grad log P(T(x); theta_B)|: near 0 where the shared density has settled as two
@@ -94,8 +94,8 @@ def _unit(matrix: np.ndarray) -> np.ndarray:
     return matrix / max(float(np.linalg.norm(matrix)), 1e-300)
 
 
-def _mean_gradient(density: nn.Module, cells: Tensor) -> float:
+def _mean_gradient(density: Density, cells: Tensor) -> float:
     """Length of the mean gradient of the log density at cells."""
     at = cells.detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(density.log_prob(at).mean(), at)  # type: ignore[operator]
+    (gradient,) = torch.autograd.grad(density.log_prob(at).mean(), at)
     return float(gradient.sum(0).norm())

@@ -32,13 +32,37 @@ CHECK_EVERY = 50
 LOG_2PI = math.log(2 * math.pi)
 
 
+class Invertible(nn.Module):
+    """A map of d features to d features."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images, (batch, d), and log |det| of the Jacobian, (batch,)."""
+        raise NotImplementedError
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Inverse of `forward`, (batch, d) -> (batch, d)."""
+        raise NotImplementedError
+
+
+class Density(nn.Module):
+    """A density over d features."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density of cells (batch, d), shape (batch,)."""
+        raise NotImplementedError
+
+    def sample(self, n: int) -> Tensor:
+        """Draws by torch's global generator, shape (n, d)."""
+        raise NotImplementedError
+
+    def solve(self, x: Tensor) -> None:
+        """Start from cells (n, d), before training; nothing where a family has no closed form to start from."""
+
+
 def transform(
     family: str, d: int, *, blocks: int = 4, hidden: Sequence[int] = (128, 128), side: int = 0, scales: int = 3
-) -> nn.Module:
+) -> Invertible:
     """An invertible map of d features that is the identity until it is trained.
-
-    Its ``forward`` maps (batch, d) to the images, (batch, d), and log |det| of the Jacobian, (batch,); its ``inverse``
-    maps back.
 
     Parameters
     ----------
@@ -65,8 +89,8 @@ def transform(
 
 def density(
     family: str, d: int, *, blocks: int = 4, hidden: Sequence[int] = (128, 128), side: int = 0, scales: int = 3
-) -> nn.Module:
-    """A density over d features, with ``log_prob``, (batch, d) -> (batch,), and ``sample(n)``, (n, d).
+) -> Density:
+    """A density over d features.
 
     `family` is ``"gaussian"`` (full covariance), or ``"realnvp"``, ``"spline"``, ``"continuous"`` or ``"glow"``; the
     rest as in `transform`.
@@ -86,7 +110,7 @@ def n_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-class Affine(nn.Module):
+class Affine(Invertible):
     """x -> A x + b with A the identity (``"shift"``), diagonal (``"scale_shift"``) or W^T W (``"affine"``)."""
 
     def __init__(self, d: int, kind: str) -> None:
@@ -120,7 +144,7 @@ class Affine(nn.Module):
         return x * (-self.log_scale).exp() if self.kind == "scale_shift" else x
 
 
-class Flow(nn.Module):
+class Flow(Invertible):
     """Coupling layers or continuous flows of zuko in a row, the identity at the start.
 
     Splines leave values far out alone, so that a map of splines moves the whole by a shift and scale first.
@@ -148,7 +172,7 @@ class Flow(nn.Module):
         return y if self.first is None else self.first.inverse(y)
 
 
-class Gaussian(nn.Module):
+class Gaussian(Density):
     """Normal density with a full covariance, by a lower triangular W that whitens: z = W (x - mean)."""
 
     def __init__(self, d: int) -> None:
@@ -158,7 +182,7 @@ class Gaussian(nn.Module):
         self.below = nn.Parameter(torch.zeros(d, d))
 
     def whiten(self, x: Tensor) -> Tensor:
-        """z = W (x - mean), shape (batch, d)."""
+        """Values z = W (x - mean), shape (batch, d)."""
         return (x - self.mean) @ self._factor().T
 
     def unwhiten(self, z: Tensor) -> Tensor:
@@ -186,7 +210,7 @@ class Gaussian(nn.Module):
         return self.below.tril(-1) + torch.diag(self.log_diagonal.exp())
 
 
-class FlowDensity(nn.Module):
+class FlowDensity(Density):
     """A Gaussian whitens, a flow bends what is left to a standard normal."""
 
     def __init__(self, family: str, d: int, blocks: int, hidden: Sequence[int]) -> None:
@@ -217,7 +241,7 @@ class FlowDensity(nn.Module):
 
 
 def fit_density(
-    module: nn.Module,
+    module: Density,
     train: Tensor,
     held: Tensor,
     *,
@@ -246,8 +270,7 @@ def fit_density(
     float
         Mean log-likelihood of the held-out cells.
     """
-    if hasattr(module, "solve"):
-        module.solve(train)
+    module.solve(train)
     best, since = _mean_log_prob(module, held), 0
     if isinstance(module, Gaussian):
         return best
@@ -255,7 +278,7 @@ def fit_density(
     optimizer, kept = torch.optim.Adam(module.parameters(), lr=lr), _copy(module)
     for step in range(1, max_steps + 1):
         rows = torch.randint(len(train), (min(batch_size, len(train)),), generator=generator, device=train.device)
-        loss = -module.log_prob(train[rows]).mean()  # type: ignore[operator]
+        loss = -module.log_prob(train[rows]).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 10.0)
@@ -286,8 +309,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _mean_log_prob(module: nn.Module, cells: Tensor) -> float:
-    return float(module.log_prob(cells).mean())  # type: ignore[operator]
+def _mean_log_prob(module: Density, cells: Tensor) -> float:
+    return float(module.log_prob(cells).mean())
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, pixel_shuffle, pixel_unshuffle
 
 from celltransfer.errors import ConfigError
+from celltransfer.nn.flows import Density, Invertible
 
 # Log scales of couplings lie between minus and plus this.
 _BOUND = 2.0
@@ -29,7 +30,7 @@ _FLOOR = 1e-2
 _START = 1024
 
 
-class GlowDensity(nn.Module):
+class GlowDensity(Density):
     """Density of images, whose flow maps pixels to independent standard normal latent variables.
 
     Parameters
@@ -85,7 +86,7 @@ class GlowDensity(nn.Module):
         return self.decode(torch.randn(n, self.flow.d, device=own.device, dtype=own.dtype))
 
 
-class GlowTransform(nn.Module):
+class GlowTransform(Invertible):
     r"""Invertible map of images, :math:`T = g^{-1} \circ f` with two flows f and g: pixels to latents to pixels.
 
     Both have the same weights at first, so that T is the identity. Parameters are those of `GlowDensity`.

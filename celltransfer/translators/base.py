@@ -228,7 +228,7 @@ def _in_blocks(
     width: int,
     batch_size: int,
 ) -> np.ndarray:
-    """f over blocks of cells and their codes, shape (n, width)."""
+    """Apply f to blocks of cells and their codes, shape (n, width)."""
     n = cells.shape[0]
     out = np.empty((n, width), dtype=np.float32)
     for start in range(0, n, batch_size):

@@ -1,4 +1,4 @@
-"""Log-likelihood-ratio minimizing flows: an invertible map that makes two sets alike, and a loss that says if it did."""
+"""Log-likelihood-ratio minimizing flows: an invertible map that makes two sets alike, found by minimisation alone."""
 
 from __future__ import annotations
 
@@ -48,10 +48,16 @@ class Aligner(nn.Module):
     u = x W_x^T + b_x, and are translated to T(u).
     """
 
-    def __init__(self, d: int, transform: nn.Module, density: nn.Module) -> None:
+    w_x: Tensor
+    b_x: Tensor
+    w_y: Tensor
+    mean_y: Tensor
+
+    def __init__(self, d: int, transform: flows.Invertible, density: flows.Density) -> None:
         super().__init__()
         self.transform, self.shared = transform, density
-        self.private = nn.ModuleDict({side: copy.deepcopy(density).requires_grad_(False) for side in "AB"})
+        self.private_a = copy.deepcopy(density).requires_grad_(False)
+        self.private_b = copy.deepcopy(density).requires_grad_(False)
         for name, value in (("w_x", torch.eye(d)), ("b_x", torch.zeros(d))):
             self.register_buffer(name, value)
         for name, value in (("w_y", torch.eye(d)), ("mean_y", torch.zeros(d))):
@@ -71,7 +77,7 @@ class Aligner(nn.Module):
 
     def inverse(self, y: Tensor) -> Tensor:
         """Translate back; the exact inverse of `forward`."""
-        u = self.transform.inverse(self.target(y))  # type: ignore[operator]
+        u = self.transform.inverse(self.target(y))
         return torch.linalg.solve(self.w_x, (u - self.b_x).T).T
 
 
@@ -152,10 +158,11 @@ class LRMF(TrainedTranslator):
         self.side = side
         self.scales = scales
 
-    def density_(self, which: str) -> nn.Module:
+    def density_(self, which: str) -> flows.Density:
         """The fitted density "A", "B" (private, theta_A and theta_B) or "S" (shared), in features of unit scale."""
         self._check_fitted()
-        return self.module_.shared if which == "S" else self.module_.private[which]
+        net = self.module_
+        return {"A": net.private_a, "B": net.private_b, "S": net.shared}[which]
 
     def build(self) -> Aligner:
         """Map and densities of the chosen families."""
@@ -164,7 +171,7 @@ class LRMF(TrainedTranslator):
         t = flows.transform(kind, d, blocks=self.blocks, hidden=self.hidden, **image)
         return Aligner(d, t, self._new_density(family, d))
 
-    def _new_density(self, family: str, d: int) -> nn.Module:
+    def _new_density(self, family: str, d: int) -> flows.Density:
         return flows.density(
             family, d, blocks=self.blocks_density, hidden=self.hidden_density, side=self.side, scales=self.scales
         )
@@ -176,7 +183,11 @@ class LRMF(TrainedTranslator):
         self.held_ = holdout.split(pair, np.random.default_rng(seed), HELD_OUT)
         self._scores: dict[str, float] = {}
         with seeded(seed):
-            family = self._choose_density(pair, seed, trainer, clock) if self.density == "auto" else self.density
+            family = (
+                self._choose_density(pair, seed, trainer.resolve_device(), clock)
+                if self.density == "auto"
+                else self.density
+            )
         kind = CANDIDATES.get(family, family) if self.transform == "auto" else self.transform
         self.families_ = (kind, family)
         # The moment map is the optimum of affine maps under Gaussians; there is nothing left to train.
@@ -200,21 +211,20 @@ class LRMF(TrainedTranslator):
         if self.transform != "auto" and self.transform not in flows.TRANSFORMS:
             raise ConfigError(f"transform={self.transform!r}; it is one of auto, {', '.join(flows.TRANSFORMS)}.")
 
-    def _choose_density(self, pair: ModalityPair, seed: int, trainer: Trainer, clock: Clock) -> str:
+    def _choose_density(self, pair: ModalityPair, seed: int, device: torch.device, clock: Clock) -> str:
         """The family with the highest likelihood on held-out target cells; couplings need two features."""
         if pair.y.shape[1] < 2:
             return "gaussian"
-        device = trainer.resolve_device()
-        scale = Aligner(pair.y.shape[1], nn.Identity(), nn.Identity())
+        scale = Aligner(pair.y.shape[1], flows.Invertible(), flows.Density())
         set_target_scale(scale, pair, self.held_, self.start)
         scale.to(device)
-        cells = [
+        train, held = (
             scale.target(torch.as_tensor(dense(pair.y[rows]), device=device))
             for rows in (self.held_.train_y, self.held_.held_y)
-        ]
+        )
         for family in CANDIDATES:
             candidate = self._new_density(family, pair.y.shape[1]).to(device)
-            self._scores[family] = _fit_density(candidate, *cells, seed, trainer, clock)
+            self._scores[family] = _fit_density(candidate, train, held, seed, clock)
         return max(self._scores, key=self._scores.__getitem__)
 
     def configure(self, pair: ModalityPair, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -232,19 +242,18 @@ class LRMF(TrainedTranslator):
         if self.resumed_ is not None:
             net.load_state_dict(self.resumed_)
         else:
-            trainer = Trainer()
             seed = generator.initial_seed()
-            for side, train, rest in (("A", train_u, self._u), ("B", train_v, self._v)):
-                private = net.private[side].requires_grad_(True)
-                _fit_density(private, train, rest, seed, trainer, self.clock_)
+            for private, train, rest in ((net.private_a, train_u, self._u), (net.private_b, train_v, self._v)):
+                private.requires_grad_(True)
+                _fit_density(private, train, rest, seed, self.clock_)
                 private.requires_grad_(False)
-            net.shared.load_state_dict(net.private["B"].state_dict())
+            net.shared.load_state_dict(net.private_b.state_dict())
         self._constant = self._private_likelihood(train_u, train_v)
         self._held_constant = self._private_likelihood(self._u, self._v)
         return held.train_x, held.train_y
 
     def _set_source_scale(self, pair: ModalityPair) -> None:
-        """u = W_x x + b_x: the moment map in the target's unit scale, or the same scale as the target's."""
+        """Set u = W_x x + b_x: the moment map in the target's unit scale, or the same scale as the target's."""
         net = self.module_
         if self.start == "identity":
             net.w_x.copy_(net.w_y)
@@ -254,16 +263,17 @@ class LRMF(TrainedTranslator):
             [value.numpy().astype(np.float64) for value in flows.moments(torch.as_tensor(dense(matrix[rows])))]
             for matrix, rows in ((pair.x, self.held_.train_x), (pair.y, self.held_.train_y))
         ]
-        w, b = moment_map(*moments[0], *moments[1], (pair.anchor_x, pair.anchor_y))
-        w_y, mean_y = (value.cpu().double().numpy() for value in (net.w_y, net.mean_y))
+        (mean_x, covariance_x), (mean_y, covariance_y) = moments
+        w, b = moment_map(mean_x, covariance_x, mean_y, covariance_y, (pair.anchor_x, pair.anchor_y))
+        w_y = net.w_y.cpu().double().numpy()
         net.w_x.copy_(torch.as_tensor(w_y @ w))
         net.b_x.copy_(torch.as_tensor(w_y @ (b - mean_y)))
 
     @torch.no_grad()
     def _private_likelihood(self, u: Tensor, v: Tensor) -> float:
         """c(A, B) on these cells."""
-        private = self.module_.private
-        return float(private["A"].log_prob(u).mean() + private["B"].log_prob(v).mean())  # type: ignore[operator]
+        net = self.module_
+        return float(net.private_a.log_prob(u).mean() + net.private_b.log_prob(v).mean())
 
     def players(self) -> dict[str, Optimizer]:
         """One: map and shared density minimise the same loss."""
@@ -307,7 +317,7 @@ class LRMF(TrainedTranslator):
         net, (kind, family) = self.module_, self.families_
         with torch.no_grad():
             moved = net.transform(self._u)[0]
-        loss, pull = self.monitor(), shared_pull(net.shared, net.private["B"], moved)
+        loss, pull = self.monitor(), shared_pull(net.shared, net.private_b, moved)
         net.eval()
         result.history |= {"held_out_loss": [(result.n_steps, loss)], "pull": [(result.n_steps, pull)]}
         notes = [f"Map {kind!r} ({flows.n_parameters(net.transform):,} parameters), density {family!r}."]
@@ -346,7 +356,7 @@ class LRMF(TrainedTranslator):
 
 
 def set_target_scale(net: Aligner, pair: ModalityPair, held: holdout.Split, start: str) -> None:
-    """v = (y - mean_y) W_y^T: whitened, or in the target's units at one scale, from training cells."""
+    """Set v = (y - mean_y) W_y^T: whitened, or in the target's units at one scale, from training cells."""
     mean, covariance = flows.moments(torch.as_tensor(dense(pair.y[held.train_y])))
     if start == "identity":
         w = torch.eye(len(mean)) / covariance.diagonal().mean().sqrt()
@@ -357,7 +367,7 @@ def set_target_scale(net: Aligner, pair: ModalityPair, held: holdout.Split, star
     net.w_y.copy_(w)
 
 
-def _fit_density(module: nn.Module, train: Tensor, held: Tensor, seed: int, trainer: Trainer, clock: Clock) -> float:
+def _fit_density(module: flows.Density, train: Tensor, held: Tensor, seed: int, clock: Clock) -> float:
     return flows.fit_density(
         module,
         train,
