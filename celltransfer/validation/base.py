@@ -53,6 +53,8 @@ _SUITES = {
     "swiss_roll": "celltransfer.validation.swiss_roll:SwissRoll",
     "coloured_digits": "celltransfer.validation.coloured_digits:ColouredDigits",
     "weather": "celltransfer.validation.weather:Weather",
+    "gaussian_lrmf": "celltransfer.validation.gaussian_lrmf:GaussianLRMF",
+    "vanishing": "celltransfer.validation.vanishing:Vanishing",
 }
 
 
