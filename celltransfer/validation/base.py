@@ -53,8 +53,11 @@ _SUITES = {
     "swiss_roll": "celltransfer.validation.swiss_roll:SwissRoll",
     "coloured_digits": "celltransfer.validation.coloured_digits:ColouredDigits",
     "weather": "celltransfer.validation.weather:Weather",
+    "digits_glow": "celltransfer.validation.digits_glow:DigitsGlow",
     "gaussian_lrmf": "celltransfer.validation.gaussian_lrmf:GaussianLRMF",
     "vanishing": "celltransfer.validation.vanishing:Vanishing",
+    "moons": "celltransfer.validation.moons:Moons",
+    "meshes": "celltransfer.validation.meshes:Meshes",
 }
 
 
