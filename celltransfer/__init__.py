@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 # Public names and where they live. Imported on first use, so that `import celltransfer` stays fast.
 _ATTRIBUTES = {
     "fit": "celltransfer.api",
-    "load": "celltransfer.model",
+    "load": "celltransfer.files",
     "report": "celltransfer.reporting",
     "Report": "celltransfer.reporting",
     "TransferModel": "celltransfer.model",
@@ -54,7 +54,8 @@ __all__ = [
 if TYPE_CHECKING:
     from celltransfer import anchors, datasets, errors, losses, metrics, pl, pp, tl, train, translators, validation
     from celltransfer.api import fit
-    from celltransfer.model import TransferModel, load
+    from celltransfer.files import load
+    from celltransfer.model import TransferModel
     from celltransfer.reporting import Report, report
 
 

@@ -137,6 +137,8 @@ def fit(
     fitted = {
         name: pp.resolve((recipes or {}).get(name, "auto"), name, adata).fit(adata) for name, adata in training.items()
     }
+    if translator.equal_widths:
+        _equal_widths(fitted, training)
     features = {name: recipe.transform(training[name]) for name, recipe in fitted.items()}
     levels, codes = _conditions(mdata, source, target, keys, masks)
     if keys and not translator.uses_conditions:
@@ -151,9 +153,7 @@ def fit(
     )
     translator.fit_pair(pair, seed=seed, trainer=replace(trainer, max_seconds=clock.share(2 if verdict else 1)))
     model = TransferModel(source, target, fitted, translator, conditions=keys, levels=levels, anchors=pairs.to_frame())
-    model.remember_training(
-        {name: adata.obs_names[masks[name]] for name, adata in sides.items()}, reference=pair.y, seed=seed
-    )
+    model.remember_training({name: adata.obs_names[masks[name]] for name, adata in sides.items()}, pair, seed)
     open_question = _unsettled(translator, pair, clock, seed)
     translator.result_.notes += open_question
     refits: list[tuple[Translator, np.ndarray]] = []
@@ -224,6 +224,15 @@ def _check_recipe_names(recipes: Mapping[str, Any] | None, names: list[str]) -> 
             raise ModalityError(
                 f"recipes= names modality {name!r}, which the MuData does not have: {', '.join(names)}."
             )
+
+
+def _equal_widths(fitted: dict[str, Recipe], training: Mapping[str, AnnData]) -> None:
+    """Refit the recipe that gives more features, so that both give the same number."""
+    width = min(recipe.n_features_out_ for recipe in fitted.values())
+    for name, recipe in fitted.items():
+        if recipe.n_features_out_ > width:
+            logger.info("Modality %r: %d components instead of %d.", name, width, recipe.n_features_out_)
+            fitted[name] = pp.Recipe(**recipe.get_config() | {"n_components": width}).fit(training[name])
 
 
 def _conditions(

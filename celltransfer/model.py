@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import json
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from celltransfer import translators
-from celltransfer.data import cells, storage, writeback
-from celltransfer.data.pair import Matrix, dense
+from celltransfer.data import cells, writeback
+from celltransfer.data.pair import Matrix, ModalityPair, dense
 from celltransfer.errors import (
-    CelltransferError,
     ConditionError,
     ConfigError,
     FeatureError,
     ModalityError,
-    ModelFormatError,
-    VerdictWarning,
 )
 from celltransfer.law import Calibration, ConditionalLaw
-from celltransfer.pp import Recipe
 from celltransfer.train.outcome import FitResult, Status, Verdict
 
 if TYPE_CHECKING:
@@ -32,10 +26,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+    from celltransfer.pp import Recipe
     from celltransfer.pp.slots import OnMissing
     from celltransfer.translators.base import Translator
 
-FORMAT_VERSION = 1
 # Target cells kept with the model, to tell whether a translation lies where target cells are.
 MAX_REFERENCE = 2000
 # Translations are turned back into target features in blocks of at most so many bytes.
@@ -85,6 +79,7 @@ class TransferModel:
         self.training_cells: dict[str, pd.Index] = {source: pd.Index([]), target: pd.Index([])}
         self.calibration_ = Calibration()
         self.reference = np.empty((0, 0), dtype=np.float32)
+        self.reference_source = np.empty((0, 0), dtype=np.float32)
         self._reference_gap = np.empty(0, dtype=np.float32)
 
     @property
@@ -113,6 +108,33 @@ class TransferModel:
         """
         return ConditionalLaw(self)
 
+    @property
+    def backward(self) -> TransferModel:
+        """The same model from target to source, where the method has an exact inverse.
+
+        A view: it translates and is reported on like any model, and shares the verdict of the fit.
+
+        Raises
+        ------
+        ConfigError
+            The method has no inverse.
+        """
+        from celltransfer.translators.backward import Backward
+
+        anchors = self.anchors.rename(columns={"source_id": "target_id", "target_id": "source_id"})
+        model = TransferModel(
+            self.target,
+            self.source,
+            self.recipes,
+            Backward(self.translator),
+            conditions=self.conditions,
+            levels=self.levels,
+            anchors=anchors[["source_id", "target_id"]],
+        )
+        model.training_cells = self.training_cells
+        model.refer_to(self.reference_source, self.reference)
+        return model
+
     def __repr__(self) -> str:
         result = self.result_
         ended = "" if result.status in (Status.SOLVED, Status.CONVERGED) else f". {result.advice}"
@@ -127,18 +149,26 @@ class TransferModel:
         ]
         return "\n".join(lines)
 
-    def remember_training(self, training_cells: dict[str, pd.Index], reference: Matrix, seed: int) -> None:
-        """Keep the barcodes of the training cells and a sample of target cells (features, not counts)."""
+    def remember_training(self, training_cells: dict[str, pd.Index], pair: ModalityPair, seed: int) -> None:
+        """Keep the barcodes of the training cells and a sample of target cells (features, not counts).
+
+        Of source cells too, where the model can be turned around.
+        """
         self.training_cells = training_cells
-        n = reference.shape[0]
-        rows = np.sort(np.random.default_rng(seed).choice(n, size=min(n, MAX_REFERENCE), replace=False))
-        self.reference = dense(reference[rows])
-        self._reference_gap = np.sort(_nearest(self.reference, self.reference, skip_self=True))
+        source = _sampled(pair.x, seed) if self.translator.invertible else self.reference_source
+        self.refer_to(_sampled(pair.y, seed), source)
+
+    def refer_to(self, target: np.ndarray, source: np.ndarray) -> None:
+        """Measure support against these cells, shapes (n, D) and (m, d)."""
+        self.reference, self.reference_source = target, source
+        if len(target):
+            self._reference_gap = np.sort(_nearest(target, target, skip_self=True))
 
     def translate(
         self,
         data: MuData | AnnData,
         *,
+        direction: str = "forward",
         key_added: str | None = None,
         copy: bool = False,
         features: Sequence[str] | None = None,
@@ -154,8 +184,11 @@ class TransferModel:
         data
             A MuData with the source modality, or an AnnData of source cells. Cells the model has not seen are fine;
             features may come in any order.
+        direction
+            ``"forward"``; or ``"backward"``, target cells into the source modality, where the method has an exact
+            inverse: the same as ``model.backward.translate(data)``.
         key_added
-            Name of the new modality; ``"{target}_from_{source}"`` if ``None``.
+            Name of the new modality; ``"{target}_from_{source}"`` if ``None`` (backward, the other way round).
         copy
             Return a copy of the MuData with the new modality, and leave `data` alone.
         features
@@ -211,6 +244,19 @@ class TransferModel:
 
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}; expected 1 or more.")
+        if direction not in ("forward", "backward"):
+            raise ConfigError(f"direction={direction!r}; expected 'forward' or 'backward'.")
+        if direction == "backward":
+            return self.backward.translate(
+                data,
+                key_added=key_added,
+                copy=copy,
+                features=features,
+                counts=counts,
+                std=std,
+                on_missing=on_missing,
+                batch_size=batch_size,
+            )
         if isinstance(data, AnnData):
             return self.translate_cells(data, None, features, counts, on_missing, batch_size, std)
         cells.check_mudata(data)
@@ -347,18 +393,6 @@ class TransferModel:
             "versions": dict(result.versions),
         } | ({"calibration": self.calibration_.describe()} if self.translator.gives_distribution else {})
 
-    def _check_arrays(self) -> None:
-        """Raise unless recipes and translator fit together and give finite numbers."""
-        source, target = self.recipes[self.source], self.recipes[self.target]
-        widths = source.n_features_out_, target.n_features_out_
-        own = self.translator.n_features_in_, self.translator.n_features_out_
-        if widths != own:
-            raise ValueError(f"the recipes have {widths} features and the translator {own}")
-        codes = np.zeros(1, dtype=np.int64) if self.translator.needs_condition and self.levels else None
-        latent = self.translator.translate(np.zeros((1, own[0]), dtype=np.float32), codes)
-        if not np.isfinite(target.inverse_transform(latent)).all() or not np.isfinite(self.reference).all():
-            raise ValueError("arrays hold NaN or infinite values")
-
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to folder `path`: ``model.json`` and ``arrays.safetensors``, plain data only.
 
@@ -367,99 +401,16 @@ class TransferModel:
         WriteError
             The folder exists and `overwrite` is off, or cannot be written; nothing half-written is left.
         """
-        storage.write_model(path, self._header(), self._arrays(), overwrite=overwrite)
+        from celltransfer import files
 
-    def _header(self) -> dict[str, Any]:
-        from celltransfer import __version__
-
-        return {
-            "format_version": FORMAT_VERSION,
-            "celltransfer_version": __version__,
-            "source": self.source,
-            "target": self.target,
-            "method": self.method,
-            "config": self.translator.get_config(),
-            "recipes": {name: recipe.get_config() for name, recipe in self.recipes.items()},
-            "conditions": list(self.conditions),
-            "levels": list(self.levels),
-            "result": self.result_.to_dict(),
-            "calibration": {"n_anchors": self.calibration_.n_anchors, "ratio": self.calibration_.ratio},
-        }
-
-    def _arrays(self) -> dict[str, np.ndarray]:
-        arrays = {f"translator.{key}": value for key, value in self.translator.get_state().items()}
-        for role, name in (("source", self.source), ("target", self.target)):
-            state = self.recipes[name].get_state()
-            arrays |= {f"recipe.{role}.{key}": value for key, value in state.items()}
-            arrays[f"cells.{role}"] = storage.encode_strings(self.training_cells[name])
-        for column in ("source_id", "target_id"):
-            arrays[f"anchors.{column}"] = storage.encode_strings(self.anchors[column])
-        arrays |= {f"calibration.{name}": getattr(self.calibration_, name) for name in ("quantiles", "noise")}
-        return arrays | {"reference": self.reference, "reference_gap": self._reference_gap}
+        files.save(self, path, overwrite=overwrite)
 
 
-def load(path: str | Path) -> TransferModel:
-    """Read a model written by `TransferModel.save`. Runs no code from the files.
-
-    Warns again, with `VerdictWarning`, where the verdict of the fit was not "identified".
-
-    Raises
-    ------
-    ModelFormatError
-        The folder is no model, is incomplete or corrupt, or was written by a newer version.
-    ConfigError
-        The model's method is not registered here (a third-party translator whose package is not imported).
-    """
-    header, arrays = storage.read_model(path, FORMAT_VERSION)
-    try:
-        model = _rebuild(header, arrays)
-        model._check_arrays()
-    except CelltransferError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelFormatError(f"{path} is not a complete model: {error!r}.") from error
-    if model.verdict_.level != "identified":
-        reasons = " ".join(model.verdict_.reasons)
-        warnings.warn(f"The model in {path} is {model.verdict_.level}. {reasons}", VerdictWarning, stacklevel=2)
-    return model
-
-
-def _rebuild(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> TransferModel:
-    names = {"source": header["source"], "target": header["target"]}
-    translator = translators.make(header["method"], **header["config"])
-    translator.set_state(_below(arrays, "translator."))
-    translator.result_ = FitResult.from_dict(header["result"])
-    recipes = {
-        name: Recipe.from_state(header["recipes"][name], _below(arrays, f"recipe.{role}."))
-        for role, name in names.items()
-    }
-    anchors = pd.DataFrame({c: storage.decode_strings(arrays[f"anchors.{c}"]) for c in ("source_id", "target_id")})
-    model = TransferModel(
-        names["source"],
-        names["target"],
-        recipes,
-        translator,
-        conditions=_strings(header["conditions"]),
-        levels=_strings(header["levels"]),
-        anchors=anchors,
-    )
-    model.training_cells = {
-        name: pd.Index(storage.decode_strings(arrays[f"cells.{role}"])) for role, name in names.items()
-    }
-    model.reference, model._reference_gap = arrays["reference"], arrays["reference_gap"]
-    if "calibration" in header:
-        model.calibration_ = Calibration(**header["calibration"] | _below(arrays, "calibration."))
-    return model
-
-
-def _strings(values: Any) -> list[str]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise TypeError(f"expected a list of strings, got {values!r}")
-    return values
-
-
-def _below(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+def _sampled(cells: Matrix, seed: int) -> np.ndarray:
+    """At most `MAX_REFERENCE` cells, dense."""
+    n = cells.shape[0]
+    rows = np.sort(np.random.default_rng(seed).choice(n, size=min(n, MAX_REFERENCE), replace=False))
+    return dense(cells[rows])
 
 
 def _nearest(queries: np.ndarray, points: np.ndarray, *, skip_self: bool = False) -> np.ndarray:

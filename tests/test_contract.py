@@ -47,7 +47,22 @@ def name(request):
     return request.param
 
 
-def cells(n=90, m=80, seed=0, d=D, out=OUT):
+def width(name):
+    """Target features to test `name` with."""
+    return D if get(name).equal_widths else OUT
+
+
+@pytest.fixture
+def cells(name):
+    """Makes cells that `name` can be fitted on."""
+
+    def of(**how):
+        return make_cells(**{"out": how.get("d", D) if get(name).equal_widths else OUT} | how)
+
+    return of
+
+
+def make_cells(n=90, m=80, seed=0, d=D, out=OUT):
     rng = np.random.default_rng(seed)
     latent_x, latent_y = rng.normal(size=(n, 3)), rng.normal(size=(m, 3))
     latent_y[:K] = latent_x[:K]
@@ -57,7 +72,7 @@ def cells(n=90, m=80, seed=0, d=D, out=OUT):
 
 
 def fitted(name, seed=0, data=None):
-    return fit(name, *(data or cells()), seed=seed)
+    return fit(name, *(data or make_cells(out=width(name))), seed=seed)
 
 
 def fit(name, x, y, anchors, *, seed=0, f=None):
@@ -68,26 +83,30 @@ def fit(name, x, y, anchors, *, seed=0, f=None):
     return f.fit(x, y, anchors, condition_x=codes[0], condition_y=codes[1], seed=seed, trainer=TRAINER)
 
 
-def test_translates_into_target_features(name):
+def test_translates_into_target_features(name, cells):
     x, _, _ = cells()
     out = fitted(name).translate(x)
-    assert out.shape == (90, OUT)
+    assert out.shape == (90, width(name))
     assert out.dtype == np.float32
     assert np.isfinite(out).all()
 
 
-def test_more_target_than_source_features(name):
+def test_more_target_than_source_features(name, cells):
     data = cells(d=3, out=9)
+    if get(name).equal_widths:
+        with pytest.raises(FeatureError, match="got 3 and 9.*n_components=3"):
+            fitted(name, data=data)
+        return
     assert fitted(name, data=data).translate(data[0]).shape == (90, 9)
 
 
-def test_sparse_features_give_what_dense_ones_give(name):
+def test_sparse_features_give_what_dense_ones_give(name, cells):
     x, y, anchors = cells()
     f = fitted(name, data=(sp.csr_matrix(x), sp.csr_matrix(y), anchors))
     np.testing.assert_allclose(f.translate(sp.csr_matrix(x)), fitted(name).translate(x), atol=1e-4)
 
 
-def test_inputs_are_not_changed(name):
+def test_inputs_are_not_changed(name, cells):
     data = cells()
     fitted(name, data=data)
     for before, after in zip(cells(), data, strict=True):
@@ -107,7 +126,7 @@ def test_configuration_round_trip(name):
         make(name, nonsense=1)
 
 
-def test_state_round_trip_is_bit_identical(name):
+def test_state_round_trip_is_bit_identical(name, cells):
     x, _, _ = cells()
     f = fitted(name)
     state = f.get_state()
@@ -116,7 +135,7 @@ def test_state_round_trip_is_bit_identical(name):
     np.testing.assert_array_equal(again.translate(x), f.translate(x))
 
 
-def test_state_does_not_alias_the_translator(name):
+def test_state_does_not_alias_the_translator(name, cells):
     x, _, _ = cells()
     f = fitted(name)
     before = f.translate(x)
@@ -133,19 +152,19 @@ def test_foreign_states_are_refused(name):
         make(name).set_state({"n_features": np.array([D, OUT]), "something": np.ones(3)}).translate(np.ones((2, D)))
 
 
-def test_refitting_forgets(name):
+def test_refitting_forgets(name, cells):
     x, y, anchors = cells(seed=3)
-    f = fitted(name, data=cells(d=5, out=3))
+    f = fitted(name, data=cells(d=5))
     fit(name, x, y, anchors, f=f)
     np.testing.assert_array_equal(f.translate(x), fitted(name, data=(x, y, anchors)).translate(x))
 
 
-def test_same_seed_same_result(name):
+def test_same_seed_same_result(name, cells):
     x, _, _ = cells()
     np.testing.assert_array_equal(fitted(name, seed=4).translate(x), fitted(name, seed=4).translate(x))
 
 
-def test_global_random_states_are_left_alone(name):
+def test_global_random_states_are_left_alone(name, cells):
     random.seed(1)
     np.random.seed(1)  # noqa: NPY002
     torch.manual_seed(1)
@@ -157,10 +176,22 @@ def test_global_random_states_are_left_alone(name):
     assert torch.equal(torch.get_rng_state(), before[2])
 
 
-def test_blocks_translate_like_the_whole(name):
+def test_blocks_translate_like_the_whole(name, cells):
     x, _, _ = cells()
     f = fitted(name)
     np.testing.assert_allclose(f.translate(x, batch_size=7), f.translate(x), rtol=1e-4, atol=1e-5)
+
+
+def test_inverse_undoes_the_translation_where_there_is_one(name, cells):
+    x, _, _ = cells()
+    f = fitted(name)
+    if not f.invertible:
+        with pytest.raises(ConfigError, match="no inverse"):
+            f.inverse(f.translate(x))
+        return
+    back = f.inverse(f.translate(x), batch_size=7)
+    assert back.dtype == np.float32
+    np.testing.assert_allclose(back, x, atol=1e-3 * np.abs(x).max())
 
 
 def test_result_is_filled_with_finite_numbers(name):
@@ -181,7 +212,7 @@ def test_unfitted_is_refused(name):
         make(name).translate(np.ones((2, D)))
 
 
-def test_fewest_anchors(name):
+def test_fewest_anchors(name, cells):
     x, y, anchors = cells()
     fewest = get(name).min_anchors
     assert fit(name, x, y, anchors[:fewest]).result_.n_anchors == fewest
@@ -190,7 +221,7 @@ def test_fewest_anchors(name):
             make(name).fit(x, y, anchors[: fewest - 1], trainer=TRAINER)
 
 
-def test_fewest_conditions(name):
+def test_fewest_conditions(name, cells):
     needed, (x, y, anchors) = get(name).min_conditions, cells()
     if not needed:
         return
@@ -199,14 +230,14 @@ def test_fewest_conditions(name):
             make(name).fit(x, y, anchors, **codes, trainer=TRAINER)
 
 
-def test_conditions_are_accepted(name):
+def test_conditions_are_accepted(name, cells):
     x, y, anchors = cells()
     codes_x, codes_y = np.arange(90) % 2, np.arange(80) % 2
     f = make(name).fit(x, y, anchors, condition_x=codes_x, condition_y=codes_y, trainer=TRAINER)
     assert np.isfinite(f.translate(x, codes_x)).all()
 
 
-def test_condition_codes_are_names_and_no_numbers(name):
+def test_condition_codes_are_names_and_no_numbers(name, cells):
     x, y, anchors = cells()
     codes_x, codes_y = np.arange(90) % 2, np.arange(80) % 2
     f = make(name).fit(x, y, anchors, condition_x=codes_x, condition_y=codes_y, trainer=TRAINER)
@@ -218,7 +249,7 @@ def test_condition_codes_are_names_and_no_numbers(name):
     assert sum(array.size for array in other.get_state().values()) < 100_000
 
 
-def test_conditions_are_needed_only_where_the_method_says_so(name):
+def test_conditions_are_needed_only_where_the_method_says_so(name, cells):
     x, y, anchors = cells()
     codes = {"condition_x": np.arange(90) % 2, "condition_y": np.arange(80) % 2}
     f = make(name).fit(x, y, anchors, **codes, trainer=TRAINER)
@@ -230,7 +261,7 @@ def test_conditions_are_needed_only_where_the_method_says_so(name):
 
 
 @pytest.mark.parametrize("name", ["ridge", "pls", "condition_mean", "toy"])
-def test_order_of_target_cells_does_not_matter(name):
+def test_order_of_target_cells_does_not_matter(name, cells):
     """Here exactly; for methods that draw minibatches see the independence of draws in train/test_batches.py."""
     x, y, anchors = cells()
     order = np.random.default_rng(0).permutation(len(y))

@@ -12,7 +12,7 @@ from celltransfer.errors import (
     VerdictWarning,
     WriteError,
 )
-from celltransfer.model import FORMAT_VERSION
+from celltransfer.files import FORMAT_VERSION
 
 pytestmark = pytest.mark.filterwarnings("ignore::celltransfer.errors.VerdictWarning")
 

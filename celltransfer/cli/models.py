@@ -171,7 +171,7 @@ def translate(
         raise typer.BadParameter(f"The output is a MuData file, .h5mu; got {out.name!r}.", param_hint="--out")
     with session(verbose):
         from celltransfer.data.writeback import write_h5mu
-        from celltransfer.model import load
+        from celltransfer.files import load
 
         model, mdata = load(model_dir), _read(data)
         how = {"counts": counts, "std": std, "on_missing": on_missing.value if on_missing else None}
@@ -200,7 +200,7 @@ def evaluate(
 ) -> None:
     """Score a saved model on the co-assayed cells of a MuData, controls beside it."""
     with session(verbose):
-        from celltransfer.model import load
+        from celltransfer.files import load
 
         model = load(model_dir)
         result = _report(model, _read(data), labels=labels, pairs=None if pairs is None else _table(pairs), seed=seed)

@@ -1,0 +1,56 @@
+"""The other direction of a translator that has an exact inverse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from celltransfer.errors import ConfigError
+from celltransfer.translators.base import Arrays, Translator
+
+if TYPE_CHECKING:
+    from celltransfer.data.pair import ModalityPair
+    from celltransfer.train.loop import Trainer
+    from celltransfer.train.outcome import FitResult
+
+
+class Backward(Translator):
+    """A view of a fitted `invertible` translator from its target to its source; it is not fitted or saved itself.
+
+    Parameters
+    ----------
+    forward
+        The fitted translator.
+    """
+
+    def __init__(self, forward: Translator) -> None:
+        self.forward = forward
+        # Asking for the inverse of nothing says so, before anything is written.
+        forward.inverse(np.zeros((0, forward.n_features_out_), dtype=np.float32))
+        self.name = f"{forward.name}, backward"  # type: ignore[misc]
+        self.invertible = True  # type: ignore[misc]
+        self.n_features_in_, self.n_features_out_ = forward.n_features_out_, forward.n_features_in_
+        self.condition_codes_ = forward.condition_codes_
+        result = forward.result_
+        self.result_ = replace(result, n_source=result.n_target, n_target=result.n_source)
+
+    def get_config(self) -> dict[str, Any]:
+        """Configuration of the translator this is a view of."""
+        return self.forward.get_config()
+
+    def _translate(self, x: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
+        return self.forward.inverse(x, condition)
+
+    def _inverse(self, y: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
+        return self.forward.translate(y, condition)
+
+    def _fit(self, pair: ModalityPair, *, seed: int, trainer: Trainer | None) -> FitResult:
+        raise ConfigError("The backward direction is not fitted; fit the translator that it is a view of.")
+
+    def _state(self) -> Arrays:
+        raise ConfigError("The backward direction is not saved; save the model, and take `model.backward` of it.")
+
+    def _load_state(self, state: Arrays) -> None:
+        raise ConfigError("The backward direction is not loaded; load the model, and take `model.backward` of it.")
