@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 # Public names and where they live. Imported on first use, so that `import celltransfer` stays fast.
 _ATTRIBUTES = {
+    "alignment": "celltransfer.matching",
     "fit": "celltransfer.api",
     "load": "celltransfer.files",
     "report": "celltransfer.reporting",
@@ -34,6 +35,7 @@ _MODULES = (
 __all__ = [
     "Report",
     "TransferModel",
+    "alignment",
     "anchors",
     "datasets",
     "errors",
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from celltransfer import anchors, datasets, errors, losses, metrics, pl, pp, tl, train, translators, validation
     from celltransfer.api import fit
     from celltransfer.files import load
+    from celltransfer.matching import alignment
     from celltransfer.model import TransferModel
     from celltransfer.reporting import Report, report
 

@@ -104,7 +104,8 @@ def fit(
     Warns
     -----
     VerdictWarning
-        The evidence does not support the translation.
+        The evidence does not support the translation, or a method that is to make translated cells like target cells
+        did not.
     CelltransferWarning
         Conditions are passed to a method whose fit ignores them, or occur in one modality only.
 
@@ -162,6 +163,8 @@ def fit(
     except KeyboardInterrupt:  # the fit itself is complete
         translator.result_.verdict = Verdict("ambiguous", ["Interrupted while the fit was judged, so it is not."])
     translator.result_.verdict.reasons += open_question
+    if verdict and translator.tests_alignment:
+        _add_alignment(translator, pair, seed)
     if translator.gives_distribution:
         _calibrate(model, pair, training[target], refits, seed)
     _tell(model)
@@ -336,6 +339,31 @@ def _refitted(translator: Translator, pair: ModalityPair, trainer: Trainer, cloc
     return translator
 
 
+def _add_alignment(translator: Translator, pair: ModalityPair, seed: int) -> None:
+    """Test the alignment, and let it count in the verdict.
+
+    Left-out anchors tell about the map itself and decide where there are enough. Without them, a fit that set out to
+    make cells alike and did not has failed; and one that did may still have taken any of the maps that do.
+    """
+    from celltransfer.matching import of_fit
+
+    result, verdict = translator.result_, translator.result_.verdict
+    assert verdict is not None
+    if result.status in (Status.INTERRUPTED, Status.DIVERGED):
+        return
+    found = of_fit(translator, pair, seed)
+    reason = f"Translated cells against target cells: {found.level}. {' '.join(found.reasons)}"
+    if found.level == "not aligned":
+        reason = f"{reason} {translator.explain(found.cause)}".rstrip()
+    result.alignment = found.to_dict()
+    verdict.evidence |= {f"alignment_{name}": value for name, value in found.evidence.items()}
+    if verdict.level == "ambiguous" and found.level == "not aligned" and "foscttm_estimate" not in verdict.evidence:
+        verdict.level = "failed"
+    if verdict.level == "ambiguous" and found.level == "aligned":
+        reason += " That alone does not tell the right map from others that match as well."
+    verdict.reasons.append(reason)
+
+
 def _calibrate(
     model: TransferModel,
     pair: ModalityPair,
@@ -366,7 +394,7 @@ def _tell(model: TransferModel) -> None:
     """Say how the fit ended, in the log, and as a warning where it should not be believed."""
     verdict = model.verdict_
     message = f"{model.method}: {model.source} -> {model.target} {verdict.level}. {' '.join(verdict.reasons)}"
-    if verdict.level == "identified":
+    if not model.doubtful:
         logger.info(message)
     else:
         warnings.warn(message, VerdictWarning, stacklevel=3)

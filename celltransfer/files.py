@@ -30,7 +30,7 @@ def save(model: TransferModel, path: str | Path, *, overwrite: bool = False) -> 
 def load(path: str | Path) -> TransferModel:
     """Read a model written by `TransferModel.save`. Runs no code from the files.
 
-    Warns again, with `VerdictWarning`, where the verdict of the fit was not "identified".
+    Warns again, with `VerdictWarning`, where the fit did.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def load(path: str | Path) -> TransferModel:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelFormatError(f"{path} is not a complete model: {error!r}.") from error
-    if model.verdict_.level != "identified":
+    if model.doubtful:
         reasons = " ".join(model.verdict_.reasons)
         warnings.warn(f"The model in {path} is {model.verdict_.level}. {reasons}", VerdictWarning, stacklevel=2)
     return model

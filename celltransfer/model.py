@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+    from celltransfer.metrics.alignment import Alignment
     from celltransfer.pp import Recipe
     from celltransfer.pp.slots import OnMissing
     from celltransfer.translators.base import Translator
@@ -96,6 +97,20 @@ class TransferModel:
     def verdict_(self) -> Verdict:
         """Whether to believe the translation, with the evidence."""
         return self.result_.verdict or Verdict("ambiguous", ["No evidence was gathered."])
+
+    @property
+    def alignment_(self) -> Alignment | None:
+        """Whether translated cells are like target cells, for methods that test it in the fit (see `ct.alignment`)."""
+        from celltransfer.metrics.alignment import Alignment
+
+        found = self.result_.alignment
+        return None if found is None else Alignment.from_dict(found)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether to warn of this model: not identified, or it was to make cells alike and is not known to have."""
+        found = self.alignment_
+        return self.verdict_.level != "identified" or (found is not None and found.level != "aligned")
 
     @property
     def law(self) -> ConditionalLaw:
@@ -390,6 +405,7 @@ class TransferModel:
             "reasons": " ".join(self.verdict_.reasons),
             "notes": " ".join(result.notes),
             "evidence": dict(self.verdict_.evidence),
+            "alignment": "" if self.alignment_ is None else self.alignment_.level,
             "versions": dict(result.versions),
         } | ({"calibration": self.calibration_.describe()} if self.translator.gives_distribution else {})
 

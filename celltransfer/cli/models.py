@@ -158,6 +158,9 @@ def translate(
     model_dir: Model,
     out: Annotated[Path, typer.Option(help="MuData file to write (.h5mu).")],
     key_added: Annotated[str | None, typer.Option(help="Name of the new modality.")] = None,
+    backward: Annotated[
+        bool, typer.Option(help="Translate target cells to the source, where the method has an inverse.")
+    ] = False,
     counts: Annotated[bool, typer.Option(help="Write expected counts, where the recipe knows them.")] = False,
     std: Annotated[bool, typer.Option(help="Write standard deviations, where the method knows them.")] = True,
     on_missing: Annotated[
@@ -174,6 +177,7 @@ def translate(
         from celltransfer.files import load
 
         model, mdata = load(model_dir), _read(data)
+        model = model.backward if backward else model
         how = {"counts": counts, "std": std, "on_missing": on_missing.value if on_missing else None}
         model.translate(mdata, key_added=key_added, **how)  # type: ignore[arg-type]
         write_h5mu(mdata, out)
@@ -353,9 +357,9 @@ def _show(result: Report) -> None:
 def _exit(model: TransferModel, strict: bool) -> None:
     """Say on stderr what should not be believed; an exit code of its own with --strict."""
     verdict = model.verdict_
-    if verdict.level == "identified":
+    if not model.doubtful:
         return
     say(f"warning: the verdict is {verdict.level}. {' '.join(verdict.reasons)}")
     if strict:
-        say(f"The verdict is {model.verdict_.level!r}, and --strict asks for 'identified'.")
+        say(f"The verdict is {verdict.level!r}; --strict asks for 'identified', and for aligned cells where tested.")
         raise typer.Exit(3)

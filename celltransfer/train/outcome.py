@@ -81,6 +81,9 @@ class FitResult:
         What the method decided on the way and the user should know, one sentence each.
     verdict
         Whether to believe the fit; ``None`` until the diagnostics ran.
+    alignment
+        Whether the translated cells are like target cells (`celltransfer.metrics.Alignment`, as plain types), for
+        methods whose fit is there to make them so; ``None`` for others.
     """
 
     status: Status
@@ -95,6 +98,7 @@ class FitResult:
     versions: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     verdict: Verdict | None = None
+    alignment: dict[str, Any] | None = None
 
     @property
     def advice(self) -> str:

@@ -34,7 +34,8 @@ class Backward(Translator):
         self.n_features_in_, self.n_features_out_ = forward.n_features_out_, forward.n_features_in_
         self.condition_codes_ = forward.condition_codes_
         result = forward.result_
-        self.result_ = replace(result, n_source=result.n_target, n_target=result.n_source)
+        # The alignment was tested in the target's features.
+        self.result_ = replace(result, n_source=result.n_target, n_target=result.n_source, alignment=None)
 
     def get_config(self) -> dict[str, Any]:
         """Configuration of the translator this is a view of."""

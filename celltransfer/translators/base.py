@@ -50,6 +50,9 @@ class Translator(ABC):
         Whether `_translate` needs the codes of the cells, once fitted with conditions.
     gives_distribution
         Whether it is a `ConditionalTranslator`, which knows the law of the target cell and not its mean alone.
+    tests_alignment
+        Whether `celltransfer.fit` tests if translated cells are like target cells, because that is all the method aims
+        at.
     equal_widths
         Whether source and target need the same number of features.
     invertible
@@ -70,6 +73,7 @@ class Translator(ABC):
     needs_condition: ClassVar[bool] = False
     matches_distributions: ClassVar[bool] = False
     gives_distribution: ClassVar[bool] = False
+    tests_alignment: ClassVar[bool] = False
     equal_widths: ClassVar[bool] = False
     invertible: ClassVar[bool] = False
 
@@ -77,6 +81,8 @@ class Translator(ABC):
     n_features_out_: int
     condition_codes_: np.ndarray
     result_: FitResult
+    # Rows of source and target cells that the fit did not see, right after it.
+    held_out_: tuple[np.ndarray, np.ndarray] | None = None
 
     def fit(
         self: Self,
@@ -175,6 +181,10 @@ class Translator(ABC):
         if condition is not None and len(condition) != n:
             raise ConditionError(f"There are {len(condition)} condition codes for {n} cells.")
         return _recode(condition, self.condition_codes_)
+
+    def explain(self, cause: str) -> str:
+        """Why translated cells are not like target cells, as far as the fit knows more than their looks (`cause`)."""
+        return ""
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON-writable values."""
