@@ -3,8 +3,9 @@
 Flows back to back are the two densities that LRMF fits first, so both methods have the same densities, fitted to the
 same cells, and scores of both are of the same held-out vertices. Bunny to armadillo, each at unit scale.
 
-Tuning: two settings of the densities on seed 100, which is not reported, chosen by the held-out likelihood of
-the two densities, which both methods share; the map of LRMF goes with them.
+Tuning: two families of densities on seed 100, which is not reported, chosen by the held-out likelihood that both
+methods share: splines -4.29 nats for both meshes together, RealNVP -5.16. The map of LRMF is of the same family. After
+600 steps its loss was .99 and still fell; the steps were then raised to 1,000 without another look at the scores.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ NEAREST = 20
 SPLINES: dict[str, Any] = {"transform": "spline", "density": "spline"}
 COUPLINGS: dict[str, Any] = {"transform": "realnvp", "density": "realnvp"}
 SIZES: dict[str, Any] = {"blocks": 4, "hidden": (64, 64), "blocks_density": 4, "hidden_density": (64, 64)}
-STEPS = 600
+STEPS = 1000
 OURS, BACK = "LRMF", "F o G^-1"
 AFFINE, CHANCE, CEILING = "control: moments alone", "control: any target vertices", "ceiling: not moved"
 ARMS = (CEILING, OURS, BACK, AFFINE, CHANCE)

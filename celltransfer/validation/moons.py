@@ -258,12 +258,12 @@ def turned(points: np.ndarray, turn: str) -> np.ndarray:
     return (points @ np.array([[c, s], [-s, c]])).astype(np.float32)
 
 
-def draw_sample(seed: int, turn: str, n: int = POINTS) -> Sample:
+def draw_sample(seed: int, turn: str, n: int | None = None) -> Sample:
     """Independent source and target points; the source is the turned one."""
     from sklearn.datasets import make_moons
 
     seeds = np.random.default_rng([seed, 1]).integers(2**31, size=4)
-    drawn = [make_moons(n, noise=NOISE, random_state=int(s)) for s in seeds]
+    drawn = [make_moons(n or POINTS, noise=NOISE, random_state=int(s)) for s in seeds]
     (x, moon_x), (y, moon_y), (fresh_x, fresh_moon_x), (fresh_y, _) = drawn
     y, fresh_y = y.astype(np.float32), fresh_y.astype(np.float32)
     return Sample(turned(x, turn), moon_x, y, moon_y, turned(fresh_x, turn), fresh_moon_x, fresh_y)
