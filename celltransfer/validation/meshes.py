@@ -106,8 +106,8 @@ class Meshes(Suite):
         claims.append(evidence.lower(text, "share parted", lost[OURS], lost[BACK]))
         claims.append(evidence.lower("F o G^-1 does not keep all.", "share parted", lost[CEILING], lost[BACK]))
         for arm in (OURS, BACK):
-            text = f"{arm} matches the law better than moments do."
-            claims.append(evidence.lower(text, "energy distance", *(wide["energy_distance"][a] for a in (arm, AFFINE))))
+            text, distance = f"{arm} matches the law better than moments do.", wide["energy_distance"]
+            claims.append(evidence.lower(text, "energy distance", distance[arm], distance[AFFINE]))
             claims.append(evidence.below(f"A classifier cannot tell {arm}'s vertices.", "AUC", wide["auc"][arm], 0.6))
         return claims
 
@@ -219,7 +219,7 @@ def _near(vertices: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Whether the ends of an edge are among each other's nearest vertices, in both directions, shape (2 e,)."""
     from scipy.spatial import cKDTree
 
-    _, nearest = cKDTree(vertices).query(vertices, NEAREST + 1)
+    nearest = np.asarray(cKDTree(vertices).query(vertices, NEAREST + 1)[1])
     both = np.concatenate([edges, edges[:, ::-1]])
     return (nearest[both[:, 0]] == both[:, 1:]).any(axis=1)
 
@@ -227,7 +227,7 @@ def _near(vertices: np.ndarray, edges: np.ndarray) -> np.ndarray:
 def _draw_mesh(ax: Any, mesh: Mesh, heights: np.ndarray | None) -> None:
     """Shaded faces, coloured by heights of theirs; y is up."""
     from matplotlib import colormaps
-    from mpl_toolkits.mplot3d.art3d import Poly3DCollection
+    from mpl_toolkits.mplot3d.art3d import Poly3DCollection  # type: ignore[import-untyped]
 
     corners = mesh.vertices[mesh.faces][:, :, [0, 2, 1]] * [1, -1, 1]
     light = np.array([0.3, -0.8, 0.5])

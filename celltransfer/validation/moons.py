@@ -231,9 +231,9 @@ class Moons(Suite):
         grid = figure.add_gridspec(3, columns)
         for i, (arm, turn, found) in enumerate(shown):
             ax = figure.add_subplot(grid[divmod(i, columns)])
-            ax.scatter(*found["target"].T, s=1, color="0.8", linewidths=0, rasterized=True)
             colour = np.where(found["moon"] == 1, "tab:red", "tab:blue")
-            ax.scatter(*found["translated"].T, s=1.5, c=colour, linewidths=0, rasterized=True)
+            for points, size, shade in ((found["target"], 1, "0.8"), (found["translated"], 1.5, colour)):
+                ax.scatter(points[:, 0], points[:, 1], s=size, c=shade, linewidths=0, rasterized=True)
             ax.set_title(f"{arm}\n{turn}{DEGREES:.0f}°", fontsize=7)
             ax.set(xticks=[], yticks=[], aspect="equal")
         traced = [item for item in shown if len(item[2]["step"])]
@@ -272,12 +272,12 @@ def draw_sample(seed: int, turn: str, n: int | None = None) -> Sample:
 def measure(translated: np.ndarray, data: Sample, near: KNeighborsClassifier) -> Scores:
     """Accuracy of the nearest target point's label, distances of the laws, and the verdict; all on fresh points."""
     a, b = translated[:SCORED], data.fresh_y[:SCORED]
-    pair = [torch.as_tensor(np.ascontiguousarray(side, np.float32)) for side in (a, b)]
+    u, v = (torch.as_tensor(np.ascontiguousarray(side, np.float32)) for side in (a, b))
     verdict = alignment(a, b, n_splits=5, seed=0)
     return {
         "accuracy": float(near.score(translated, data.fresh_moon_x)),
-        "mmd": float(moons_models.mmd(*pair, WIDTHS)),
-        "emd": float(moons_models.emd(*pair, 1)),
+        "mmd": float(moons_models.mmd(u, v, WIDTHS)),
+        "emd": float(moons_models.emd(u, v, 1)),
         "energy_distance": energy_distance(a, b),
         "verdict": verdict.level,
         "auc": verdict.evidence.get("auc", float("nan")),
@@ -313,7 +313,7 @@ def fresh_loss(f: Clipped, x: np.ndarray, y: np.ndarray) -> float:
 
     net = f.module_
     u, v = net.source(torch.as_tensor(x)), net.target(torch.as_tensor(y))
-    private: float = sum(float(f.density_(side).log_prob(z).mean()) for side, z in (("A", u), ("B", v)))  # type: ignore[operator]
+    private: float = sum(float(f.density_(side).log_prob(z).mean()) for side, z in (("A", u), ("B", v)))
     return float(likelihood_ratio(net.transform, f.density_("S"), u, v)) + private
 
 
