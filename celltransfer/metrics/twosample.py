@@ -40,7 +40,7 @@ ADAPT_STEPS = 3
 STRENGTHS = (1.0, 8.0, 64.0)
 FLOW_OPTIONS = {"blocks": 4, "hidden": (64, 64)}
 FLOW_STEPS, FLOW_PATIENCE = 1000, 4
-# Share of the other models in each flow: a flow has no bound on how improbable it calls a cell that it never saw.
+# Share of all three models' mean in each flow: a flow has no bound on how improbable it calls a cell that it never saw.
 FLOW_FLOOR = 0.01
 
 
@@ -190,7 +190,7 @@ def background(pool: Pool, second: np.ndarray, family: str, rng: np.random.Gener
     order = rng.permutation(second)
     fit, test = pool.white[order[::2]], pool.white[order[1::2]]
     others = np.delete(pool.white, order[1::2], axis=0)
-    best, best_likelihood = None, -np.inf
+    best, best_likelihood = 1, -np.inf
     for size in MIXTURE_SIZES:
         if size * CELLS_PER_COMPONENT > len(fit):
             break
@@ -198,10 +198,10 @@ def background(pool: Pool, second: np.ndarray, family: str, rng: np.random.Gener
         likelihood = max(float(model.log_prob(test).mean()) for model in start.adapt(fit, STRENGTHS))
         if likelihood <= best_likelihood:
             break
-        best, best_likelihood = start, likelihood
+        best, best_likelihood = size, likelihood
     if family == "auto" and gaussian_log_prob(test, *_moments(fit)).mean() >= best_likelihood:
         return "gaussian", pool
-    return "mixture", replace(pool, start=best or _start(pool.white, 1, 0))
+    return "mixture", replace(pool, start=_start(pool.white, best, int(rng.integers(2**31))))
 
 
 def gaussian_log_prob(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -302,12 +302,8 @@ def _flows(
     modules = [fit(copy.deepcopy(shared), side) for side in (one, other)]
     with torch.no_grad():
         first, second, both = (m.log_prob(tensor(x)).double().numpy() for m in [*modules, shared])
-    either = np.logaddexp(first, second) - np.log(2)
-    return _floored(first, both), _floored(second, both), _floored(both, either)
-
-
-def _floored(log_prob: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return np.logaddexp(np.log(1 - FLOW_FLOOR) + log_prob, np.log(FLOW_FLOOR) + other)
+    floor = np.log(FLOW_FLOOR / 3) + logsumexp([first, second, both], axis=0)
+    return np.logaddexp(first, floor), np.logaddexp(second, floor), np.logaddexp(both, floor)
 
 
 def _neighbours(
