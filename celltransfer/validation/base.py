@@ -56,6 +56,8 @@ _SUITES = {
     "digits_glow": "celltransfer.validation.digits_glow:DigitsGlow",
     "gaussian_lrmf": "celltransfer.validation.gaussian_lrmf:GaussianLRMF",
     "vanishing": "celltransfer.validation.vanishing:Vanishing",
+    "blobs": "celltransfer.validation.blobs:Blobs",
+    "digits_usps_mnist": "celltransfer.validation.digits_usps_mnist:DigitsUspsMnist",
     "moons": "celltransfer.validation.moons:Moons",
     "meshes": "celltransfer.validation.meshes:Meshes",
 }

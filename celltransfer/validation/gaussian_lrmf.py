@@ -226,7 +226,7 @@ def minimise(data: Data) -> Affine:
     shared.solve(y)
     constant, parameters = _constant(x, y), [*flow.parameters(), *shared.parameters()]
     stepper = torch.optim.LBFGS(
-        parameters, max_iter=1000, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+        parameters, max_iter=10_000, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe"
     )
 
     def closure() -> torch.Tensor:
