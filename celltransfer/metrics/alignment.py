@@ -110,7 +110,8 @@ def alignment(
     Distance and AUC are compared with a null: the same code on `n_splits` splits of the target cells into sets of the
     same sizes, or, where there are too few target cells for that, of both sets together. The sets are ``"not aligned"``
     where a difference is both significant (p < 0.01; by Student's t for distance and AUC) and material (distance above
-    the null by 2 % of 2 log 2, AUC by 0.03; either for the score test), and ``"aligned"`` only if an AUC 0.12 above the null is excluded too.
+    the null by 2 % of 2 log 2, AUC by 0.03; either for the score test), and ``"aligned"`` only if an AUC 0.12 above the
+    null is excluded too.
 
     Parameters
     ----------
