@@ -27,8 +27,9 @@ SPLINE_BINS = 8
 ODE_TOLERANCE = 1e-5
 # With fewer cells per feature a covariance is shrunk.
 CELLS_PER_FEATURE = 4
-# Steps between two looks at the held-out likelihood.
+# Steps between two looks at the held-out likelihood, and learning rates after the first, as shares of it.
 CHECK_EVERY = 50
+SLOWER = (0.3, 0.1)
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -248,11 +249,13 @@ def fit_density(
     max_steps: int = 2000,
     batch_size: int = 256,
     lr: float = 1e-3,
-    patience: int = 10,
+    patience: int = 5,
     seed: int = 0,
     expired: Callable[[], bool] = lambda: False,
 ) -> float:
     """Fit a density to convergence: until held-out likelihood has not risen for `patience` looks of 50 steps.
+
+    That is asked of three learning rates, each from the best state so far.
 
     Parameters
     ----------
@@ -275,7 +278,7 @@ def fit_density(
     if isinstance(module, Gaussian):
         return best
     generator = torch.Generator(train.device).manual_seed(seed)
-    optimizer, kept = torch.optim.Adam(module.parameters(), lr=lr), _copy(module)
+    optimizer, kept, drops = torch.optim.Adam(module.parameters(), lr=lr), _copy(module), 0
     for step in range(1, max_steps + 1):
         rows = torch.randint(len(train), (min(batch_size, len(train)),), generator=generator, device=train.device)
         loss = -module.log_prob(train[rows]).mean()
@@ -287,8 +290,13 @@ def fit_density(
             continue
         value = _mean_log_prob(module, held)
         best, since, kept = (value, 0, _copy(module)) if value > best else (best, since + 1, kept)
-        if since >= patience or not math.isfinite(value) or expired():
+        if expired() or (since >= patience and drops == len(SLOWER)):
             break
+        if since >= patience or not math.isfinite(value):
+            # From the best state on with smaller steps, until those do not help either.
+            module.load_state_dict(kept)
+            optimizer = torch.optim.Adam(module.parameters(), lr=lr * SLOWER[min(drops, len(SLOWER) - 1)])
+            since, drops = 0, min(drops + 1, len(SLOWER))
     module.load_state_dict(kept)
     return best
 

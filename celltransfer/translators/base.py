@@ -190,6 +190,10 @@ class Translator(ABC):
         """The constructor's arguments, as JSON-writable values."""
         return {name: getattr(self, name) for name in options(type(self))}
 
+    def settled_config(self) -> dict[str, Any]:
+        """The configuration to refit with: what was chosen by something else than anchors need not be chosen again."""
+        return self.get_config()
+
     def get_state(self) -> Arrays:
         """Everything learned, as named arrays (no objects, so that saved files cannot carry code), copied."""
         self._check_fitted()

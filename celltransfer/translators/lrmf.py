@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 # Share of the cells that losses are evaluated on and densities are stopped by.
 HELD_OUT = 0.2
 # Densities that are compared where none is named, and the map that goes with each: one that has fewer parameters.
-CANDIDATES = {"gaussian": "affine", "spline": "spline"}
+CANDIDATES = {"gaussian": "affine", "realnvp": "realnvp"}
 # Nats below zero at which the held-out loss says that the map moves cells into a density that is too weak.
 TOO_LOW = -0.05
-# Steps and batch of the private densities.
-DENSITY_STEPS, DENSITY_BATCH = 2000, 256
+# Steps of the private densities, at most and for each step of the map, and their batch.
+DENSITY_STEPS, STEPS_RATIO, DENSITY_BATCH = 1500, 2, 256
+LONGEST_GRADIENT = 10.0
 # A shared density that pulls this little, compared with the target's own, has settled on the two sets one by one.
 VANISHED = 0.1
 # Trace of the target's variance that the weight of the anchors is measured in.
@@ -107,7 +108,7 @@ class LRMF(TrainedTranslator):
         ``"continuous"``, ``"glow"``; ``"auto"``: the kind of the density, with fewer parameters.
     density
         ``"gaussian"``, ``"realnvp"``, ``"spline"``, ``"continuous"``, ``"glow"``; ``"auto"``: the one of Gaussian and
-        splines with the higher likelihood on held-out target cells.
+        RealNVP with the higher likelihood on held-out target cells.
     blocks, hidden, blocks_density, hidden_density
         Layers of the flows and hidden layers of their networks.
     start
@@ -115,17 +116,18 @@ class LRMF(TrainedTranslator):
         paper; for modalities that are measured alike.
     weight_anchor
         Weight of the anchors' squared error as a share of the target's variance, per anchor pair.
-    lr
-        Learning rate of Adam; it declines to 0 over the second half of the steps.
+    lr, lr_density
+        Learning rate of Adam, which declines to 0 over the second half of the steps; and that of the private densities.
     side, scales
         Of ``"glow"``: side of the square images, number of scales.
     """
 
     name = "lrmf"
     matches_distributions = True
+    tests_alignment = True
     equal_widths = True
     invertible = True
-    training: ClassVar[dict[str, Any]] = {"max_steps": 1000, "batch_size": 256, "check_every": 50, "patience": 6}
+    training: ClassVar[dict[str, Any]] = {"max_steps": 1000, "batch_size": 256, "check_every": 25, "patience": 6}
 
     module_: Aligner
     families_: tuple[str, str]
@@ -137,12 +139,13 @@ class LRMF(TrainedTranslator):
         transform: str = "auto",
         density: str = "auto",
         blocks: int = 4,
-        hidden: Sequence[int] = (64, 64),
+        hidden: Sequence[int] = (32, 32),
         blocks_density: int = 4,
-        hidden_density: Sequence[int] = (128, 128),
+        hidden_density: Sequence[int] = (64, 64),
         start: str = "affine",
         weight_anchor: float = ANCHOR_WEIGHT,
         lr: float = 1e-3,
+        lr_density: float = 3e-3,
         side: int = 0,
         scales: int = 3,
     ) -> None:
@@ -155,8 +158,14 @@ class LRMF(TrainedTranslator):
         self.start = start
         self.weight_anchor = weight_anchor
         self.lr = lr
+        self.lr_density = lr_density
         self.side = side
         self.scales = scales
+
+    def settled_config(self) -> dict[str, Any]:
+        """The configuration with the families that were chosen, which depend on no anchor."""
+        kind, family = self.families_
+        return self.get_config() | {"transform": kind, "density": family}
 
     def density_(self, which: str) -> flows.Density:
         """The fitted density "A", "B" (private, theta_A and theta_B) or "S" (shared), in features of unit scale."""
@@ -180,7 +189,9 @@ class LRMF(TrainedTranslator):
         self._check_options()
         trainer = trainer or Trainer()
         clock = Clock(trainer.max_seconds)
-        self.held_ = holdout.split(pair, np.random.default_rng(seed), HELD_OUT)
+        self._steps = self.training["max_steps"] if trainer.max_steps is None else trainer.max_steps
+        held = self.held_ = holdout.split(pair, np.random.default_rng(seed), HELD_OUT)
+        self.held_out_ = held.held_x, held.held_y
         self._scores: dict[str, float] = {}
         with seeded(seed):
             family = (
@@ -211,6 +222,11 @@ class LRMF(TrainedTranslator):
         if self.transform != "auto" and self.transform not in flows.TRANSFORMS:
             raise ConfigError(f"transform={self.transform!r}; it is one of auto, {', '.join(flows.TRANSFORMS)}.")
 
+    def _fit_density(self, module: flows.Density, train: Tensor, held: Tensor, seed: int, clock: Clock) -> float:
+        steps = min(DENSITY_STEPS, STEPS_RATIO * self._steps)
+        how = {"max_steps": steps, "batch_size": DENSITY_BATCH, "lr": self.lr_density, "seed": seed}
+        return flows.fit_density(module, train, held, **how, expired=lambda: clock.left() == 0)  # type: ignore[arg-type]
+
     def _choose_density(self, pair: ModalityPair, seed: int, device: torch.device, clock: Clock) -> str:
         """The family with the highest likelihood on held-out target cells; couplings need two features."""
         if pair.y.shape[1] < 2:
@@ -224,7 +240,7 @@ class LRMF(TrainedTranslator):
         )
         for family in CANDIDATES:
             candidate = self._new_density(family, pair.y.shape[1]).to(device)
-            self._scores[family] = _fit_density(candidate, train, held, seed, clock)
+            self._scores[family] = self._fit_density(candidate, train, held, seed, clock)
         return max(self._scores, key=self._scores.__getitem__)
 
     def configure(self, pair: ModalityPair, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -245,7 +261,7 @@ class LRMF(TrainedTranslator):
             seed = generator.initial_seed()
             for private, train, rest in ((net.private_a, train_u, self._u), (net.private_b, train_v, self._v)):
                 private.requires_grad_(True)
-                _fit_density(private, train, rest, seed, self.clock_)
+                self._fit_density(private, train, rest, seed, self.clock_)
                 private.requires_grad_(False)
             net.shared.load_state_dict(net.private_b.state_dict())
         self._constant = self._private_likelihood(train_u, train_v)
@@ -279,6 +295,7 @@ class LRMF(TrainedTranslator):
         """One: map and shared density minimise the same loss."""
         net = self.module_
         self._adam = Adam([*net.transform.parameters(), *net.shared.parameters()], lr=self.lr)
+        self._adam.register_step_pre_hook(_clip)
         return {"flow": self._adam}
 
     def losses(self, player: str, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -331,6 +348,23 @@ class LRMF(TrainedTranslator):
             )
         return notes
 
+    def explain(self, cause: str) -> str:
+        """Vanishing gradients, a density or a map that is too weak, or training that ended early."""
+        kind, family = self.families_
+        history = self.result_.history
+        if history["held_out_loss"][-1][1] < TOO_LOW:
+            return f"The density family {family!r} is too weak: the loss lies below zero. Use density='spline'."
+        pull = history["pull"][-1][1]
+        if pull < VANISHED and cause:
+            return (
+                "The gradient has vanished: the shared density has settled on the two sets one by one and pulls "
+                f"translated cells {pull:.0%} as hard as the target's own density does. Start nearer (start='affine', "
+                "anchors), or reduce to fewer components."
+            )
+        if kind in ("shift", "scale_shift", "affine"):
+            return f"A map of the family {kind!r} has too little capacity. Use transform='spline' and density='spline'."
+        return self.result_.advice if self.result_.status is not Status.CONVERGED else ""
+
     def release(self) -> None:
         """Forget the held-out cells."""
         for name in ("_u", "_v", "_adam"):
@@ -355,6 +389,11 @@ class LRMF(TrainedTranslator):
         super()._load_state(state)
 
 
+def _clip(optimizer: Optimizer, *_: Any) -> None:
+    """Bound the gradient: far from its cells a density is so steep that Adam would stand still for long after."""
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], LONGEST_GRADIENT)
+
+
 def set_target_scale(net: Aligner, pair: ModalityPair, held: holdout.Split, start: str) -> None:
     """Set v = (y - mean_y) W_y^T: whitened, or in the target's units at one scale, from training cells."""
     mean, covariance = flows.moments(torch.as_tensor(dense(pair.y[held.train_y])))
@@ -365,15 +404,3 @@ def set_target_scale(net: Aligner, pair: ModalityPair, held: holdout.Split, star
         w = (vectors * values.clamp_min(1e-12 * float(values.max())).rsqrt()) @ vectors.T
     net.mean_y.copy_(mean)
     net.w_y.copy_(w)
-
-
-def _fit_density(module: flows.Density, train: Tensor, held: Tensor, seed: int, clock: Clock) -> float:
-    return flows.fit_density(
-        module,
-        train,
-        held,
-        max_steps=DENSITY_STEPS,
-        batch_size=DENSITY_BATCH,
-        seed=seed,
-        expired=lambda: clock.left() == 0,
-    )
