@@ -42,7 +42,8 @@ DATASETS = {
     "scgem": ("scgem", "rna", "methylation", _TINY),
 }
 METHODS = ["jacobian", "ridge", "pls", "fgw"]
-# Options of methods run under a name of their own: inverse entropic OT as in the paper, and from there to ours.
+# Options of methods run under a name of their own: the closed form of likelihood-ratio flows; inverse entropic OT as
+# in the paper, and from there to ours.
 _JOINT = {"potential": "joint", "weight_unpaired": 1.0}
 _PAPER = _JOINT | {"towers": "mlp", "penalty": 0.0, "n_potential": 50, "n_cost": 25, "lr": 1e-3}
 VARIANTS = {
@@ -51,6 +52,7 @@ VARIANTS = {
     "ieot (linear, lambda 1)": ("ieot", _JOINT | {"penalty": 0.0, "n_potential": 20}),
     "ieot (linear, lambda 1, penalty)": ("ieot", _JOINT | {"n_potential": 20}),
     "ieot (joint)": ("ieot", {"potential": "joint"}),
+    "lrmf (gaussian)": ("lrmf", {"density": "gaussian"}),
     "ieot (anchors only)": ("ieot", {"weight_unpaired": 0.0, "n_potential": 20, "potential": "joint"}),
 }
 STEPS = {"ieot (paper)": 3000, "ieot (paper, one optimiser)": 3000}
@@ -171,6 +173,9 @@ def score_task(mdata, name: str, part: str, k: int, seed: int, methods: list[str
                 "estimate": evidence.get("foscttm_estimate", np.nan),
                 "estimate_low": evidence.get("foscttm_low", np.nan),
                 "estimate_high": evidence.get("foscttm_high", np.nan),
+                "alignment": "" if model.alignment_ is None else model.alignment_.level,
+                "alignment_auc": evidence.get("alignment_auc", np.nan),
+                "alignment_distance": evidence.get("alignment_distance", np.nan),
                 "celltransfer": ct.__version__,
                 "machine": f"{platform.machine()} python {platform.python_version()}",
             }
@@ -201,6 +206,7 @@ def law_scores(model: ct.TransferModel, task: protocol.Task) -> dict:
 COLUMNS = [
     *["dataset", "part", "k", "seed", "n", "method", *SCORES, *LAW_SCORES],
     *["fit_seconds", "seconds", "peak_mb", "status", "verdict", "estimate", "estimate_low", "estimate_high"],
+    *["alignment", "alignment_auc", "alignment_distance"],
     *["celltransfer", "machine"],
 ]
 

@@ -63,19 +63,20 @@ def alignment(model: TransferModel, mdata: MuData, *, family: str = "auto", seed
     translated = model.latent(source, mdata)
     actual = dense(model.recipes[model.target].transform(target))
     enough = min(unseen_x.sum(), unseen_y.sum()) >= ENOUGH_UNSEEN
-    held = {"held_a": unseen_x, "held_b": unseen_y} if enough else {}
-    return metric.alignment(translated, actual, **held, family=family, max_cells=MAX_CELLS, seed=seed)
+    held = (unseen_x, unseen_y) if enough else (None, None)
+    return metric.alignment(
+        translated, actual, held_a=held[0], held_b=held[1], family=family, max_cells=MAX_CELLS, seed=seed
+    )
 
 
 def of_fit(translator: Translator, pair: ModalityPair, seed: int) -> metric.Alignment:
     """The same for a translator that has just been fitted to `pair`, on the cells that it held out."""
-    held = translator.held_out_
-    masks = {}
-    if held is not None:
-        for side, rows, n in (("a", held[0], pair.n_source), ("b", held[1], pair.n_target)):
-            masks[f"held_{side}"] = np.isin(np.arange(n), rows)
+    held_x, held_y = (
+        None if rows is None else np.isin(np.arange(n), rows)
+        for rows, n in zip(translator.held_out_ or (None, None), (pair.n_source, pair.n_target), strict=True)
+    )
     translated = translator.translate(pair.x, pair.condition_x)
-    return metric.alignment(translated, dense(pair.y), **masks, max_cells=MAX_CELLS, seed=seed)
+    return metric.alignment(translated, dense(pair.y), held_a=held_x, held_b=held_y, max_cells=MAX_CELLS, seed=seed)
 
 
 def _sample(model: TransferModel, mdata: MuData, name: str, rng: np.random.Generator) -> tuple[AnnData, np.ndarray]:

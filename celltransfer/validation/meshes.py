@@ -21,9 +21,9 @@ from celltransfer import datasets
 from celltransfer.metrics.alignment import alignment
 from celltransfer.metrics.scores import energy_distance
 from celltransfer.train.loop import Trainer
+from celltransfer.translators.lrmf import LRMF
 from celltransfer.validation import evidence
 from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, label, mean_sd
-from celltransfer.validation.moons_models import Clipped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -137,10 +137,10 @@ def load(name: str) -> Mesh:
 
 
 @lru_cache(maxsize=1)
-def fitted(seed: int, full: bool, device: str, settings: str = "spline") -> Clipped:
+def fitted(seed: int, full: bool, device: str, settings: str = "spline") -> LRMF:
     """LRMF from the source's vertices to the target's, with the densities that are used back to back, too."""
     sizes = SIZES | ({"hidden": (512, 512), "hidden_density": (512, 512)} if full else {})
-    f = Clipped(**(SPLINES if settings == "spline" else COUPLINGS) | sizes)
+    f = LRMF(**(SPLINES if settings == "spline" else COUPLINGS) | sizes)
     trainer = Trainer(
         max_steps=STEPS * (5 if full else 1), check_every=50, patience=float("inf"), device=device, progress=False
     )
@@ -149,7 +149,7 @@ def fitted(seed: int, full: bool, device: str, settings: str = "spline") -> Clip
 
 
 @torch.no_grad()
-def transported(arm: str, x: np.ndarray, y: np.ndarray, f: Clipped, seed: int) -> np.ndarray:
+def transported(arm: str, x: np.ndarray, y: np.ndarray, f: LRMF, seed: int) -> np.ndarray:
     """Where an arm moves the vertices `x`, shape (n, 3); `y` are the target's."""
     if arm == CEILING:
         return x
@@ -192,7 +192,7 @@ def edges_of(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return edges, np.stack([order[same], order[same + 1]], axis=1) // 3
 
 
-def law(moved: np.ndarray, target: np.ndarray, f: Clipped, seed: int) -> Scores:
+def law(moved: np.ndarray, target: np.ndarray, f: LRMF, seed: int) -> Scores:
     """Distances of moved from target vertices, on those that no fit has seen, and the verdict."""
     held = [np.isin(np.arange(n), rows) for n, rows in ((len(moved), f.held_.held_x), (len(target), f.held_.held_y))]
     verdict = alignment(moved, target, held_a=held[0], held_b=held[1], n_splits=5, seed=seed)

@@ -15,7 +15,6 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from celltransfer.nn import flows
 from celltransfer.train.loop import seeded
-from celltransfer.translators.lrmf import LRMF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,21 +28,6 @@ if TYPE_CHECKING:
 EVERY = 20
 # Share of the cells that densities are stopped by.
 HELD_OUT = 0.2
-# Largest norm of a gradient of LRMF.
-CLIP = 10.0
-
-
-class Clipped(LRMF):
-    """LRMF with clipped gradients: far from its cells a density's are so large that Adam stalls."""
-
-    name = ""
-
-    def players(self) -> dict[str, Optimizer]:
-        """The optimiser, with gradients clipped before every step."""
-        players = super().players()
-        for optimizer in players.values():
-            optimizer.register_step_pre_hook(_clip)
-        return players
 
 
 def fit(method: str, x: Tensor, y: Tensor, *, seed: int, watch: Watch, **settings: Any) -> Map:
@@ -73,10 +57,6 @@ def emd(a: Tensor, b: Tensor, power: int = 2) -> Tensor:
     cost = cost if power == 2 else (cost + 1e-12).sqrt()
     plan = ot.emd(np.full(len(a), 1 / len(a)), np.full(len(b), 1 / len(b)), cost.detach().double().numpy())
     return (torch.as_tensor(plan, dtype=cost.dtype) * cost).sum()
-
-
-def _clip(optimizer: Optimizer, *_: Any) -> None:
-    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], CLIP)
 
 
 def _discrepancy(
