@@ -153,7 +153,7 @@ def score_task(mdata, name: str, part: str, k: int, seed: int, methods: list[str
             conditions=task.condition,
             seed=seed,
             trainer=ct.train.Trainer(max_steps=STEPS.get(method)),
-            verdict=method not in VARIANTS,
+            verdict=method not in VARIANTS or translator == "lrmf",
             **settings,
         )
         fitted = time.perf_counter()
