@@ -52,14 +52,13 @@ def test_minimising_finds_what_the_closed_form_says():
     assert trained.result_.history["held_out_loss"][-1][1] == pytest.approx(0, abs=0.02)
 
 
-def test_splines_bend_what_affine_maps_cannot_and_the_loss_comes_down():
+def test_flows_bend_what_affine_maps_cannot_and_the_loss_comes_down():
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(1500, 2)).astype(np.float32)
-    y = rng.normal(size=(1500, 2)).astype(np.float32)
+    x = rng.normal(size=(1000, 2)).astype(np.float32)
+    y = rng.normal(size=(1000, 2)).astype(np.float32)
     y[:, 1] += y[:, 0] ** 2
-    trainer = Trainer(max_steps=300, batch_size=256, check_every=50, patience=inf, device="cpu", progress=False)
-    options = {"transform": "spline", "density": "spline", "hidden": (32, 32), "hidden_density": (32, 32), "lr": 3e-3}
-    f = fit(make("lrmf", **options), x, y, trainer=trainer)
+    trainer = Trainer(max_steps=200, batch_size=256, check_every=50, patience=inf, device="cpu", progress=False)
+    f = fit(small(transform="realnvp", density="realnvp", hidden=(16, 16), lr=5e-3), x, y, trainer=trainer)
     moved, history = f.translate(x), dict(f.result_.history["monitor"])
     assert np.corrcoef(moved[:, 0] ** 2, moved[:, 1])[0, 1] > 0.6
     assert min(history.values()) < 0.5 * history[0]
@@ -88,9 +87,9 @@ def test_auto_takes_the_density_that_held_out_target_cells_favour():
     rng = np.random.default_rng(0)
     gauss = rng.normal(size=(600, 2)).astype(np.float32)
     lumps = (np.where(rng.random((600, 1)) < 0.5, -3, 3) + 0.2 * rng.normal(size=(600, 2))).astype(np.float32)
-    trainer = Trainer(max_steps=200, batch_size=64, device="cpu", progress=False)
+    trainer = Trainer(max_steps=100, batch_size=64, device="cpu", progress=False)
     f = fit(small(), gauss, lumps, trainer=trainer)
-    assert f.families_[1] in ("realnvp", "spline")
+    assert f.families_ == ("realnvp", "realnvp")
     assert any("highest likelihood" in note for note in f.result_.notes)
     assert fit(small(), lumps, gauss[:, :1].repeat(2, 1) + 0.5 * gauss, trainer=SHORT).families_[1] == "gaussian"
 
@@ -113,8 +112,8 @@ def test_a_flexible_map_under_a_weak_density_is_said_to_be_that():
     rng = np.random.default_rng(0)
     x = (np.where(rng.random((1500, 1)) < 0.5, -3, 3) + 0.3 * rng.normal(size=(1500, 2))).astype(np.float32)
     y = rng.normal(size=(1500, 2)).astype(np.float32)
-    trainer = Trainer(max_steps=500, batch_size=256, patience=inf, device="cpu", progress=False)
-    f = fit(make("lrmf", transform="spline", density="gaussian", hidden=(32, 32), lr=3e-3), x, y, trainer=trainer)
+    trainer = Trainer(max_steps=300, batch_size=256, patience=inf, device="cpu", progress=False)
+    f = fit(small(transform="realnvp", density="gaussian", hidden=(32, 32), lr=5e-3), x, y, trainer=trainer)
     assert f.result_.history["held_out_loss"][-1][1] < -0.05
     assert any("too weak" in note for note in f.result_.notes)
     assert "too weak" in f.explain("unlike supports")
@@ -146,7 +145,9 @@ def test_resuming_goes_on_where_the_fit_stopped(tmp_path):
         pass
     again = fit(small(density="realnvp"), x, y, trainer=trainer(40, checkpoint_dir=tmp_path, resume=True))
     np.testing.assert_allclose(again.translate(x), whole.translate(x), atol=1e-5)
-    assert again.result_.history["held_out_loss"] == pytest.approx(whole.result_.history["held_out_loss"], abs=1e-5)
+    assert again.result_.history["held_out_loss"][-1][1] == pytest.approx(
+        whole.result_.history["held_out_loss"][-1][1], abs=1e-4
+    )
 
 
 def test_density_accessor_gives_private_and_shared_models():
