@@ -262,6 +262,7 @@ def report(
         "status": model.result_.status.value,
         "n_cells": 0,
         "n_known": 0,
+        "alignment": "" if model.alignment_ is None else model.alignment_.level,
         "max_cells": MAX_CELLS,
         "cells": "",
     }
