@@ -22,7 +22,9 @@ LEAST_MOTION = 0.01
 
 
 def likelihood_ratio(transform: Invertible, shared: Density, x: Tensor, y: Tensor) -> Tensor:
-    """Equation 3 without its constant c(A, B): -E log |det dT/dx| - E log P(T(x); theta_S) - E log P(y; theta_S).
+    r"""Equation 3 without its constant c(A, B).
+
+    .. math:: -E \log|\det \partial T / \partial x| - E \log P(T(x); \theta_S) - E \log P(y; \theta_S)
 
     Parameters
     ----------
@@ -38,10 +40,12 @@ def likelihood_ratio(transform: Invertible, shared: Density, x: Tensor, y: Tenso
 
 
 def shared_pull(shared: Density, target: Density, moved: Tensor) -> float:
-    """How hard the shared density pulls translated cells as a whole, against how hard the target's own does.
+    r"""How hard the shared density pulls translated cells as a whole, against how hard the target's own does.
 
-    |E grad log P(T(x); theta_S)| / |E grad log P(T(x); theta_B)|: near 0 where the shared density has settled as two
-    bubbles, one on either set, so that the gradient of T vanishes although the sets lie apart (example 2.2).
+    .. math:: |E \nabla \log P(T(x); \theta_S)| \;/\; |E \nabla \log P(T(x); \theta_B)|
+
+    It is near 0 where the shared density has settled as two bubbles, one on either set, so that the gradient of T
+    vanishes although the sets lie apart (example 2.2).
     """
     pulls = [_mean_gradient(density, moved) for density in (shared, target)]
     return pulls[0] / max(pulls[1], 1e-12)
