@@ -313,7 +313,7 @@ def _judge(
 
     def refit(without: ModalityPair, fold: int) -> Translator:
         logger.info("Judging the fit: refit %d of %d, without some of the anchors.", fold + 1, folds)
-        again = translators.make(translator.name, **translator.settled_config())
+        again = translator.refit()
         limited = replace(short, max_seconds=clock.share(folds - fold))
         fitted = _refitted(again, without, limited, clock, seed + 1 + fold)
         refits.append((fitted, np.flatnonzero(~np.isin(pair.anchors[:, 0], without.anchors[:, 0]))))

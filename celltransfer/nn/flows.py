@@ -278,7 +278,7 @@ def fit_density(
     if isinstance(module, Gaussian):
         return best
     generator = torch.Generator(train.device).manual_seed(seed)
-    optimizer, kept, drops = torch.optim.Adam(module.parameters(), lr=lr), _copy(module), 0
+    optimizer, kept, drops = torch.optim.Adam(module.parameters(), lr=lr, fused=True), _copy(module), 0
     for step in range(1, max_steps + 1):
         rows = torch.randint(len(train), (min(batch_size, len(train)),), generator=generator, device=train.device)
         loss = -module.log_prob(train[rows]).mean()
@@ -295,7 +295,7 @@ def fit_density(
         if since >= patience or not math.isfinite(value):
             # From the best state on with smaller steps, until those do not help either.
             module.load_state_dict(kept)
-            optimizer = torch.optim.Adam(module.parameters(), lr=lr * SLOWER[min(drops, len(SLOWER) - 1)])
+            optimizer = torch.optim.Adam(module.parameters(), lr=lr * SLOWER[min(drops, len(SLOWER) - 1)], fused=True)
             since, drops = 0, min(drops + 1, len(SLOWER))
     module.load_state_dict(kept)
     return best

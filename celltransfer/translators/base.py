@@ -190,9 +190,12 @@ class Translator(ABC):
         """The constructor's arguments, as JSON-writable values."""
         return {name: getattr(self, name) for name in options(type(self))}
 
-    def settled_config(self) -> dict[str, Any]:
-        """The configuration to refit with: what was chosen by something else than anchors need not be chosen again."""
-        return self.get_config()
+    def refit(self) -> Translator:
+        """An unfitted translator to fit again without some of the anchors.
+
+        It may carry over what this fit chose or learned without looking at anchors, and nothing else.
+        """
+        return make(self.name, **self.get_config())
 
     def get_state(self) -> Arrays:
         """Everything learned, as named arrays (no objects, so that saved files cannot carry code), copied."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from celltransfer.data.pair import ModalityPair, dense
+from celltransfer.data.pair import Matrix, ModalityPair, dense
 from celltransfer.errors import ConfigError
 from celltransfer.losses.likelihood_ratio import likelihood_ratio, moment_map, shared_pull
 from celltransfer.nn import flows
@@ -36,6 +36,8 @@ TOO_LOW = -0.05
 # Steps of the private densities, at most and for each step of the map, and their batch.
 DENSITY_STEPS, STEPS_RATIO, DENSITY_BATCH = 1500, 2, 256
 LONGEST_GRADIENT = 10.0
+# Training cells of a side that moments, densities and c(A, B) are taken from, at most; the map is trained on all.
+MOST_CELLS = 50_000
 # A shared density that pulls this little, compared with the target's own, has settled on the two sets one by one.
 VANISHED = 0.1
 # Trace of the target's variance that the weight of the anchors is measured in.
@@ -80,6 +82,15 @@ class Aligner(nn.Module):
         """Translate back; the exact inverse of `forward`."""
         u = self.transform.inverse(self.target(y))
         return torch.linalg.solve(self.w_x, (u - self.b_x).T).T
+
+
+class Unpaired(NamedTuple):
+    """What a fit learned from unpaired cells alone: the split, theta_B, and c(A, B) on training and held-out cells."""
+
+    held: holdout.Split
+    target: flows.Density
+    constant: float
+    held_constant: float
 
 
 @register
@@ -132,6 +143,10 @@ class LRMF(TrainedTranslator):
     module_: Aligner
     families_: tuple[str, str]
     held_: holdout.Split
+    # Likelihoods of the densities that were compared, and the one that was taken.
+    _scores: dict[str, float]
+    _candidate: flows.Density | None
+    _known: Unpaired | None = None
 
     def __init__(
         self,
@@ -162,10 +177,12 @@ class LRMF(TrainedTranslator):
         self.side = side
         self.scales = scales
 
-    def settled_config(self) -> dict[str, Any]:
-        """The configuration with the families that were chosen, which depend on no anchor."""
+    def refit(self) -> LRMF:
+        """The same families, held-out cells, target density and c(A, B), none of which depends on the anchors."""
         kind, family = self.families_
-        return self.get_config() | {"transform": kind, "density": family}
+        again = LRMF(**self.get_config() | {"transform": kind, "density": family})
+        again._known = Unpaired(self.held_, copy.deepcopy(self.module_.private_b), self._constant, self._held_constant)
+        return again
 
     def density_(self, which: str) -> flows.Density:
         """The fitted density "A", "B" (private, theta_A and theta_B) or "S" (shared), in features of unit scale."""
@@ -190,9 +207,10 @@ class LRMF(TrainedTranslator):
         trainer = trainer or Trainer()
         clock = Clock(trainer.max_seconds)
         self._steps = self.training["max_steps"] if trainer.max_steps is None else trainer.max_steps
-        held = self.held_ = holdout.split(pair, np.random.default_rng(seed), HELD_OUT)
+        known = self._known
+        held = self.held_ = known.held if known else holdout.split(pair, np.random.default_rng(seed), HELD_OUT)
         self.held_out_ = held.held_x, held.held_y
-        self._scores: dict[str, float] = {}
+        self._scores, self._candidate = {}, None
         with seeded(seed):
             family = (
                 self._choose_density(pair, seed, trainer.resolve_device(), clock)
@@ -234,14 +252,13 @@ class LRMF(TrainedTranslator):
         scale = Aligner(pair.y.shape[1], flows.Invertible(), flows.Density())
         set_target_scale(scale, pair, self.held_, self.start)
         scale.to(device)
-        train, held = (
-            scale.target(torch.as_tensor(dense(pair.y[rows]), device=device))
-            for rows in (self.held_.train_y, self.held_.held_y)
-        )
-        for family in CANDIDATES:
-            candidate = self._new_density(family, pair.y.shape[1]).to(device)
+        train, held = (scale.target(_cells(pair.y, rows, device)) for rows in (self.held_.train_y, self.held_.held_y))
+        fitted = {family: self._new_density(family, pair.y.shape[1]).to(device) for family in CANDIDATES}
+        for family, candidate in fitted.items():
             self._scores[family] = self._fit_density(candidate, train, held, seed, clock)
-        return max(self._scores, key=self._scores.__getitem__)
+        best = max(self._scores, key=self._scores.__getitem__)
+        self._candidate = fitted[best]
+        return best
 
     def configure(self, pair: ModalityPair, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Set scales and the start, fit the private densities, and start the shared one at the target's."""
@@ -250,23 +267,36 @@ class LRMF(TrainedTranslator):
         self._set_source_scale(pair)
         device, held = generator.device, self.held_
 
-        def cells(matrix: Any, rows: np.ndarray) -> Tensor:
-            return torch.as_tensor(dense(matrix[rows]), device=device)
-
-        self._u, self._v = net.source(cells(pair.x, held.held_x)), net.target(cells(pair.y, held.held_y))
-        train_u, train_v = net.source(cells(pair.x, held.train_x)), net.target(cells(pair.y, held.train_y))
+        self._u, self._v = (
+            net.source(_cells(pair.x, held.held_x, device)),
+            net.target(_cells(pair.y, held.held_y, device)),
+        )
+        train_u, train_v = (
+            net.source(_cells(pair.x, held.train_x, device)),
+            net.target(_cells(pair.y, held.train_y, device)),
+        )
         if self.resumed_ is not None:
             net.load_state_dict(self.resumed_)
         else:
-            seed = generator.initial_seed()
-            for private, train, rest in ((net.private_a, train_u, self._u), (net.private_b, train_v, self._v)):
-                private.requires_grad_(True)
-                self._fit_density(private, train, rest, seed, self.clock_)
-                private.requires_grad_(False)
+            self._fit_private(train_u, train_v, generator.initial_seed())
             net.shared.load_state_dict(net.private_b.state_dict())
-        self._constant = self._private_likelihood(train_u, train_v)
-        self._held_constant = self._private_likelihood(self._u, self._v)
+        known = self._known
+        self._constant = known.constant if known else self._private_likelihood(train_u, train_v)
+        self._held_constant = known.held_constant if known else self._private_likelihood(self._u, self._v)
         return held.train_x, held.train_y
+
+    def _fit_private(self, train_u: Tensor, train_v: Tensor, seed: int) -> None:
+        """Fit theta_A and theta_B, or take over what is known of them; theta_A is there for c(A, B) alone."""
+        net, known = self.module_, self._known
+        fitted = known.target if known else self._candidate
+        if fitted is not None:
+            net.private_b.load_state_dict(fitted.state_dict())
+        todo = [] if known else [(net.private_a, train_u, self._u)]
+        todo += [] if fitted is not None else [(net.private_b, train_v, self._v)]
+        for private, train, rest in todo:
+            private.requires_grad_(True)
+            self._fit_density(private, train, rest, seed, self.clock_)
+            private.requires_grad_(False)
 
     def _set_source_scale(self, pair: ModalityPair) -> None:
         """Set u = W_x x + b_x: the moment map in the target's unit scale, or the same scale as the target's."""
@@ -276,7 +306,7 @@ class LRMF(TrainedTranslator):
             net.b_x.copy_(-(net.w_y @ net.mean_y))
             return
         moments = [
-            [value.numpy().astype(np.float64) for value in flows.moments(torch.as_tensor(dense(matrix[rows])))]
+            [value.numpy().astype(np.float64) for value in flows.moments(_cells(matrix, rows))]
             for matrix, rows in ((pair.x, self.held_.train_x), (pair.y, self.held_.train_y))
         ]
         (mean_x, covariance_x), (mean_y, covariance_y) = moments
@@ -294,7 +324,7 @@ class LRMF(TrainedTranslator):
     def players(self) -> dict[str, Optimizer]:
         """One: map and shared density minimise the same loss."""
         net = self.module_
-        self._adam = Adam([*net.transform.parameters(), *net.shared.parameters()], lr=self.lr)
+        self._adam = Adam([*net.transform.parameters(), *net.shared.parameters()], lr=self.lr, fused=True)
         self._adam.register_step_pre_hook(_clip)
         return {"flow": self._adam}
 
@@ -367,7 +397,7 @@ class LRMF(TrainedTranslator):
 
     def release(self) -> None:
         """Forget the held-out cells."""
-        for name in ("_u", "_v", "_adam"):
+        for name in ("_u", "_v", "_adam", "_candidate"):
             self.__dict__.pop(name, None)
 
     def predict(self, x: Tensor, condition: Tensor | None) -> Tensor:
@@ -389,6 +419,13 @@ class LRMF(TrainedTranslator):
         super()._load_state(state)
 
 
+def _cells(matrix: Matrix, rows: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """These rows, or `MOST_CELLS` of them, dense."""
+    if len(rows) > MOST_CELLS:
+        rows = np.sort(np.random.default_rng(0).choice(rows, MOST_CELLS, replace=False))
+    return torch.as_tensor(dense(matrix[rows]), device=device)
+
+
 def _clip(optimizer: Optimizer, *_: Any) -> None:
     """Bound the gradient: far from its cells a density is so steep that Adam would stand still for long after."""
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], LONGEST_GRADIENT)
@@ -396,7 +433,7 @@ def _clip(optimizer: Optimizer, *_: Any) -> None:
 
 def set_target_scale(net: Aligner, pair: ModalityPair, held: holdout.Split, start: str) -> None:
     """Set v = (y - mean_y) W_y^T: whitened, or in the target's units at one scale, from training cells."""
-    mean, covariance = flows.moments(torch.as_tensor(dense(pair.y[held.train_y])))
+    mean, covariance = flows.moments(_cells(pair.y, held.train_y))
     if start == "identity":
         w = torch.eye(len(mean)) / covariance.diagonal().mean().sqrt()
     else:
