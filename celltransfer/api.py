@@ -160,11 +160,11 @@ def fit(
     refits: list[tuple[Translator, np.ndarray]] = []
     try:
         translator.result_.verdict = _judge(translator, pair, trainer, clock, seed, refits) if verdict else _unjudged()
+        if verdict and translator.tests_alignment:
+            _add_alignment(translator, pair, clock, seed)
     except KeyboardInterrupt:  # the fit itself is complete
         translator.result_.verdict = Verdict("ambiguous", ["Interrupted while the fit was judged, so it is not."])
     translator.result_.verdict.reasons += open_question
-    if verdict and translator.tests_alignment:
-        _add_alignment(translator, pair, seed)
     if translator.gives_distribution:
         _calibrate(model, pair, training[target], refits, seed)
     _tell(model)
@@ -339,7 +339,7 @@ def _refitted(translator: Translator, pair: ModalityPair, trainer: Trainer, cloc
     return translator
 
 
-def _add_alignment(translator: Translator, pair: ModalityPair, seed: int) -> None:
+def _add_alignment(translator: Translator, pair: ModalityPair, clock: Clock, seed: int) -> None:
     """Test the alignment, and let it count in the verdict.
 
     Left-out anchors tell about the map itself and decide where there are enough. Without them, a fit that set out to
@@ -350,6 +350,9 @@ def _add_alignment(translator: Translator, pair: ModalityPair, seed: int) -> Non
     result, verdict = translator.result_, translator.result_.verdict
     assert verdict is not None
     if result.status in (Status.INTERRUPTED, Status.DIVERGED):
+        return
+    if clock.left() == 0:
+        verdict.reasons.append("The time limit came before translated cells were compared with target cells.")
         return
     found = of_fit(translator, pair, seed)
     reason = f"Translated cells against target cells: {found.level}. {' '.join(found.reasons)}"

@@ -75,6 +75,10 @@ def _rebuild(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> TransferM
     model.training_cells = {
         name: pd.Index(storage.decode_strings(arrays[f"cells.{role}"])) for role, name in names.items()
     }
+    if "held_out.source" in arrays:
+        model.held_out_cells = {
+            name: pd.Index(storage.decode_strings(arrays[f"held_out.{role}"])) for role, name in names.items()
+        }
     model.refer_to(arrays["reference"], arrays.get("reference_source", model.reference_source))
     if "calibration" in header:
         model.calibration_ = Calibration(**header["calibration"] | _below(arrays, "calibration."))
@@ -113,6 +117,7 @@ def _arrays(model: TransferModel) -> dict[str, np.ndarray]:
         state = model.recipes[name].get_state()
         arrays |= {f"recipe.{role}.{key}": value for key, value in state.items()}
         arrays[f"cells.{role}"] = storage.encode_strings(model.training_cells[name])
+        arrays[f"held_out.{role}"] = storage.encode_strings(model.held_out_cells[name])
     for column in ("source_id", "target_id"):
         arrays[f"anchors.{column}"] = storage.encode_strings(model.anchors[column])
     arrays |= {f"calibration.{name}": getattr(model.calibration_, name) for name in ("quantiles", "noise")}

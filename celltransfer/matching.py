@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,7 +13,6 @@ from celltransfer.errors import ModalityError
 from celltransfer.metrics import alignment as metric
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from mudata import MuData
 
     from celltransfer.data.pair import ModalityPair
@@ -36,8 +36,9 @@ def alignment(model: TransferModel, mdata: MuData, *, family: str = "auto", seed
     model
         A fitted model; ``model.backward`` tests the other direction.
     mdata
-        Source and target cells. Cells that training has not seen are evaluated, where there are 200 of both; of more
-        than 1,000 cells a side a random sample is taken.
+        Source and target cells. Where 200 of both were not seen by the fit (new ones, and those the method held out),
+        these are evaluated; otherwise all are, and a method that matches distributions is never called aligned. A
+        co-assayed cell stands on one side only. Of more than 1,000 cells a side a random sample is taken.
     family
         Densities of the distance: ``"gaussian"``, ``"mixture"``, ``"auto"`` or a flow; see
         `celltransfer.metrics.alignment`.
@@ -59,34 +60,68 @@ def alignment(model: TransferModel, mdata: MuData, *, family: str = "auto", seed
         if name not in mdata.mod:
             raise ModalityError(f"The model needs modality {name!r}, which the MuData lacks: {', '.join(mdata.mod)}.")
     rng = np.random.default_rng(seed)
-    (source, unseen_x), (target, unseen_y) = (_sample(model, mdata, name, rng) for name in (model.source, model.target))
-    translated = model.latent(source, mdata)
-    actual = dense(model.recipes[model.target].transform(target))
-    enough = min(unseen_x.sum(), unseen_y.sum()) >= ENOUGH_UNSEEN
-    held = (unseen_x, unseen_y) if enough else (None, None)
-    return metric.alignment(
+    source, target = _sample(model, mdata, rng)
+    translated = model.latent(mdata.mod[model.source][source.rows], mdata)
+    actual = dense(model.recipes[model.target].transform(mdata.mod[model.target][target.rows]))
+    enough = min(source.unseen.sum(), target.unseen.sum()) >= ENOUGH_UNSEEN
+    held = (source.unseen, target.unseen) if enough else (None, None)
+    found = metric.alignment(
         translated, actual, held_a=held[0], held_b=held[1], family=family, max_cells=MAX_CELLS, seed=seed
     )
+    return found if enough or not model.translator.matches_distributions else _doubted(found)
+
+
+def _doubted(found: metric.Alignment) -> metric.Alignment:
+    """The same where the cells are those that the map was fitted to make alike, which no likeness proves."""
+    reason = (
+        f"Fewer than {ENOUGH_UNSEEN} cells of a side were not seen by the fit, so cells it saw were compared too: they "
+        "may be alike where others are not."
+    )
+    level = "cannot be told" if found.level == "aligned" else found.level
+    return replace(found, level=level, reasons=[*found.reasons, reason])
 
 
 def of_fit(translator: Translator, pair: ModalityPair, seed: int) -> metric.Alignment:
     """The same for a translator that has just been fitted to `pair`, on the cells that it held out."""
-    held_x, held_y = (
-        None if rows is None else np.isin(np.arange(n), rows)
-        for rows, n in zip(translator.held_out_ or (None, None), (pair.n_source, pair.n_target), strict=True)
+    rng, sides = np.random.default_rng(seed), []
+    for n, held in zip((pair.n_source, pair.n_target), translator.held_out_ or (None, None), strict=True):
+        unseen = np.zeros(n, dtype=bool) if held is None else np.isin(np.arange(n), held)
+        sides.append(_draw(unseen, rng))
+    x, y = sides
+    codes = None if pair.condition_x is None else pair.condition_x[x.rows]
+    return metric.alignment(
+        translator.translate(pair.x[x.rows], codes),
+        dense(pair.y[y.rows]),
+        held_a=x.unseen if x.unseen.any() else None,
+        held_b=y.unseen if y.unseen.any() else None,
+        max_cells=MAX_CELLS,
+        seed=seed,
     )
-    translated = translator.translate(pair.x, pair.condition_x)
-    return metric.alignment(translated, dense(pair.y), held_a=held_x, held_b=held_y, max_cells=MAX_CELLS, seed=seed)
 
 
-def _sample(model: TransferModel, mdata: MuData, name: str, rng: np.random.Generator) -> tuple[AnnData, np.ndarray]:
-    """Some cells of a modality, unseen ones first, and which of them are unseen.
+class _Cells(NamedTuple):
+    """Rows of a modality, and which of these the fit did not see."""
 
-    Three times as many as are compared: the null takes two sets from target cells alone where it can.
-    """
-    adata = cells.check_modality(mdata, name)
-    unseen = ~adata.obs_names.isin(model.training_cells[name])
-    order = rng.permutation(adata.n_obs)
+    rows: np.ndarray
+    unseen: np.ndarray
+
+
+def _sample(model: TransferModel, mdata: MuData, rng: np.random.Generator) -> tuple[_Cells, _Cells]:
+    """Some cells of both modalities; a co-assayed cell stands on one side only, as pairs would pass for likeness."""
+    names = [cells.check_modality(mdata, name).obs_names for name in (model.source, model.target)]
+    both = names[0].intersection(names[1])
+    drawn = rng.permutation(len(both))
+    left_out = both[drawn[: len(both) // 2]], both[drawn[len(both) // 2 :]]
+    found = []
+    for name, own, out in zip((model.source, model.target), names, left_out, strict=True):
+        unseen = ~own.isin(model.training_cells[name]) | own.isin(model.held_out_cells[name])
+        found.append(_draw(np.asarray(unseen), rng, ~np.asarray(own.isin(out))))
+    return found[0], found[1]
+
+
+def _draw(unseen: np.ndarray, rng: np.random.Generator, among: np.ndarray | None = None) -> _Cells:
+    """Some cells, unseen ones first: three times as many as are compared, as the null draws from target cells too."""
+    order = rng.permutation(len(unseen) if among is None else np.flatnonzero(among))
     order = np.concatenate([order[unseen[order]], order[~unseen[order]]])[: 3 * MAX_CELLS]
     rows = np.sort(order)
-    return adata[rows], np.asarray(unseen[rows])
+    return _Cells(rows, unseen[rows])

@@ -52,8 +52,8 @@ class TransferModel:
         The condition columns and the values the model knows.
     anchors
         The anchor pairs training saw: columns ``source_id``, ``target_id``.
-    training_cells
-        Barcodes of the training cells by modality.
+    training_cells, held_out_cells
+        Barcodes of the training cells by modality; and of those among them that the method held out to test itself.
     calibration_
         How far the stated standard deviations can be trusted (`celltransfer.law.Calibration`), for methods that
         state any.
@@ -78,6 +78,8 @@ class TransferModel:
         self.levels = tuple(levels)
         self.anchors = pd.DataFrame({"source_id": [], "target_id": []}, dtype=str) if anchors is None else anchors
         self.training_cells: dict[str, pd.Index] = {source: pd.Index([]), target: pd.Index([])}
+        self.held_out_cells: dict[str, pd.Index] = {source: pd.Index([]), target: pd.Index([])}
+        self._opposite: TransferModel | None = None
         self.calibration_ = Calibration()
         self.reference = np.empty((0, 0), dtype=np.float32)
         self.reference_source = np.empty((0, 0), dtype=np.float32)
@@ -108,9 +110,9 @@ class TransferModel:
 
     @property
     def doubtful(self) -> bool:
-        """Whether to warn of this model: not identified, or it was to make cells alike and is not known to have."""
+        """Whether to warn of this model: it is not identified, or was to make cells alike and did not."""
         found = self.alignment_
-        return self.verdict_.level != "identified" or (found is not None and found.level != "aligned")
+        return self.verdict_.level != "identified" or (found is not None and found.level == "not aligned")
 
     @property
     def law(self) -> ConditionalLaw:
@@ -136,6 +138,8 @@ class TransferModel:
         """
         from celltransfer.translators.backward import Backward
 
+        if self._opposite is not None:
+            return self._opposite
         anchors = self.anchors.rename(columns={"source_id": "target_id", "target_id": "source_id"})
         model = TransferModel(
             self.target,
@@ -146,7 +150,8 @@ class TransferModel:
             levels=self.levels,
             anchors=anchors[["source_id", "target_id"]],
         )
-        model.training_cells = self.training_cells
+        model.training_cells, model.held_out_cells = self.training_cells, self.held_out_cells
+        model._opposite = self
         model.refer_to(self.reference_source, self.reference)
         return model
 
@@ -170,6 +175,10 @@ class TransferModel:
         Of source cells too, where the model can be turned around.
         """
         self.training_cells = training_cells
+        if self.translator.held_out_ is not None:
+            names = (self.source, self.target)
+            held = zip(names, self.translator.held_out_, strict=True)
+            self.held_out_cells = {name: training_cells[name][rows] for name, rows in held}
         source = _sampled(pair.x, seed) if self.translator.invertible else self.reference_source
         self.refer_to(_sampled(pair.y, seed), source)
 

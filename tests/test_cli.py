@@ -154,6 +154,17 @@ def test_fit_translate_evaluate(data, tmp_path):
     assert "counts" in mudata.read_h5mu(out)["predicted"].layers
 
 
+def test_translate_backward(data, saved, tmp_path):
+    model, out = tmp_path / "model", tmp_path / "out.h5mu"
+    run("fit", data, "--model", model, "--method", "lrmf", "--train", "train", "--option", "density=gaussian")
+    translated = run("translate", data, "--model", model, "--out", out, "--backward")
+    assert re.match(rf"{re.escape(str(out))}: rna_from_atac \d+ x", translated.stdout)
+    assert "rna_from_atac" in mudata.read_h5mu(out).mod
+    refused = run("translate", data, "--model", saved, "--out", tmp_path / "no.h5mu", "--backward", code=1)
+    assert "no inverse" in refused.stderr
+    assert not (tmp_path / "no.h5mu").exists()
+
+
 def test_the_command_line_fits_what_python_fits(data, saved):
     cells = mudata.read_h5mu(data)
     model = ct.fit(cells, train="train", method="ridge")

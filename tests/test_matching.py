@@ -45,7 +45,7 @@ def aligned():
 @pytest.fixture(scope="module")
 def unlike():
     mdata = panels(bend=True)
-    with pytest.warns(VerdictWarning, match=r"failed.*not aligned.*too little capacity"):
+    with pytest.warns(VerdictWarning, match=r"failed.*not aligned.*capacity is what lacks"):
         model = ct.fit(mdata, anchors=0, **FAST)
     return model, mdata
 
@@ -99,6 +99,7 @@ def test_any_method_can_be_tested(method):
     assert model.alignment_ is None
     found = ct.alignment(model, mdata)
     assert isinstance(found, Alignment)
+    assert found.evidence["cells_translated"] + found.evidence["cells_target"] < 1400 - 20 + 1
     # The source is an affine image of the target, which ridge finds; chance draws target cells.
     assert found.level == "aligned"
 
@@ -115,6 +116,32 @@ def test_new_cells_are_what_is_tested(aligned):
     found = ct.alignment(model, new)
     assert found.level == "not aligned"
     assert found.evidence["held_translated"] == 300
+
+
+def test_cells_the_fit_saw_do_not_prove_that_others_are_alike(aligned):
+    model, mdata = aligned
+    assert [len(model.held_out_cells[name]) for name in ("a", "b")] == [136, 136]
+    found = ct.alignment(model, mdata)
+    assert found.level == "cannot be told"
+    assert "cells it saw were compared too" in found.reasons[-1]
+
+
+def test_interrupting_the_test_keeps_the_fit(monkeypatch):
+    from celltransfer import matching
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(matching, "of_fit", interrupted)
+    with pytest.warns(VerdictWarning, match="Interrupted"):
+        model = ct.fit(panels(k=20), **FAST)
+    assert model.verdict_.level == "ambiguous"
+
+
+def test_the_backward_model_shares_the_doubt(unlike):
+    model, _ = unlike
+    assert model.backward.doubtful
+    assert "forward direction" in model.backward.verdict_.reasons[0]
 
 
 def test_a_missing_modality_is_named(aligned):
@@ -148,9 +175,10 @@ def test_backward_survives_saving(aligned, tmp_path):
 
 def test_backward_of_backward_is_forward(aligned):
     model, mdata = aligned
-    twice = model.backward.backward
-    assert (twice.source, twice.target) == ("a", "b")
-    np.testing.assert_allclose(twice.translate(mdata["a"]).X, model.translate(mdata["a"]).X, atol=1e-4)
+    assert model.backward.backward is model
+    np.testing.assert_allclose(
+        model.backward.translator.inverse(mdata["a"].X), model.translator.translate(mdata["a"].X), atol=1e-4
+    )
 
 
 def test_the_backward_model_is_reported_on(aligned):

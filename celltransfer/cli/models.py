@@ -359,7 +359,8 @@ def _exit(model: TransferModel, strict: bool) -> None:
     verdict = model.verdict_
     if not model.doubtful:
         return
-    say(f"warning: the verdict is {verdict.level}. {' '.join(verdict.reasons)}")
+    unlike = ", and translated cells are not like target cells" if verdict.level == "identified" else ""
+    say(f"warning: the verdict is {verdict.level}{unlike}. {' '.join(verdict.reasons)}")
     if strict:
-        say(f"The verdict is {verdict.level!r}; --strict asks for 'identified', and for aligned cells where tested.")
+        say(f"The verdict is {verdict.level!r}{unlike}; --strict asks for 'identified', and for no such difference.")
         raise typer.Exit(3)

@@ -26,6 +26,8 @@ MIN_SPLITS = 3
 # Relative coverage below which cells lack a counterpart, and below which hardly any has one.
 UNLIKE_SUPPORT = 0.9
 DISJOINT_SUPPORT = 0.1
+# Above this AUC sets do not just differ in numbers, whatever neighbours say; those see little in many dimensions.
+PLAIN_AUC = 0.8
 # The largest distance of a family that holds equal mixtures.
 LARGEST_DISTANCE = 2 * float(np.log(2))
 # Where the distance lies so many standard deviations below its null, the densities are no better than noise.
@@ -51,7 +53,7 @@ class Alignment:
         Density family that the distance is of.
     cause
         If not aligned: ``"disjoint"``, ``"unlike supports"`` (cells of one set without a counterpart in the other) or
-        ``"unlike densities"`` (the same places, in other numbers). Otherwise empty.
+        ``"unlike densities"`` (none of these). Otherwise empty.
     """
 
     level: str
@@ -116,7 +118,8 @@ def alignment(
     Parameters
     ----------
     a
-        Translated cells, shape (n, d).
+        Translated cells, shape (n, d). Cells of a set are taken to be independent: copies of a cell count as more
+        evidence than they are.
     b
         Target cells, shape (m, d), same features.
     held_a, held_b
@@ -333,6 +336,8 @@ def _cause(evidence: dict[str, float]) -> tuple[str, str]:
         return "disjoint", f"{found}: the sets lie apart."
     if min(translated, target) < UNLIKE_SUPPORT:
         return "unlike supports", f"{found}: cells of one set have no counterpart in the other."
+    if evidence["auc"] > PLAIN_AUC:
+        return "unlike densities", f"{found}: the sets differ plainly in a way that nearest neighbours do not see."
     return "unlike densities", f"{found}: both sets take the same places, in other numbers."
 
 

@@ -26,7 +26,7 @@ SPLINE_BINS = 8
 # Relative error that the solver of a continuous flow allows itself.
 ODE_TOLERANCE = 1e-5
 # With fewer cells per feature a covariance is shrunk.
-CELLS_PER_FEATURE = 4
+CELLS_PER_FEATURE = 100
 # Steps between two looks at the held-out likelihood, and learning rates after the first, as shares of it.
 CHECK_EVERY = 50
 SLOWER = (0.3, 0.1)

@@ -34,8 +34,10 @@ class Backward(Translator):
         self.n_features_in_, self.n_features_out_ = forward.n_features_out_, forward.n_features_in_
         self.condition_codes_ = forward.condition_codes_
         result = forward.result_
-        # The alignment was tested in the target's features.
-        self.result_ = replace(result, n_source=result.n_target, n_target=result.n_source, alignment=None)
+        verdict = result.verdict
+        if verdict is not None:
+            verdict = replace(verdict, reasons=["What was judged is the forward direction.", *verdict.reasons])
+        self.result_ = replace(result, n_source=result.n_target, n_target=result.n_source, verdict=verdict)
 
     def get_config(self) -> dict[str, Any]:
         """Configuration of the translator this is a view of."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -15,23 +16,22 @@ from celltransfer.data.pair import Matrix, ModalityPair, dense
 from celltransfer.errors import ConfigError
 from celltransfer.losses.likelihood_ratio import likelihood_ratio, moment_map, shared_pull
 from celltransfer.nn import flows
+from celltransfer.nn.aligner import Aligner
 from celltransfer.train.loop import Trainer, seeded
 from celltransfer.train.outcome import FitResult, Status
 from celltransfer.train.stopping import Clock
 from celltransfer.translators import holdout
 from celltransfer.translators.base import Arrays, register
-from celltransfer.translators.trained import TrainedTranslator
+from celltransfer.translators.trained import TrainedTranslator, lowest_monitor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from celltransfer.data.batches import Batch
 
 # Share of the cells that losses are evaluated on and densities are stopped by.
 HELD_OUT = 0.2
 # Densities that are compared where none is named, and the map that goes with each: one that has fewer parameters.
 CANDIDATES = {"gaussian": "affine", "realnvp": "realnvp"}
-# Nats below zero at which the held-out loss says that the map moves cells into a density that is too weak.
+# Nats below zero from which on the held-out loss cannot be read.
 TOO_LOW = -0.05
 # Steps of the private densities, at most and for each step of the map, and their batch.
 DENSITY_STEPS, STEPS_RATIO, DENSITY_BATCH = 1500, 2, 256
@@ -42,46 +42,6 @@ MOST_CELLS = 50_000
 VANISHED = 0.1
 # Trace of the target's variance that the weight of the anchors is measured in.
 ANCHOR_WEIGHT = 1.0
-
-
-class Aligner(nn.Module):
-    """The map T, the shared density and the two private ones, and the affine scales around them.
-
-    Densities live in target features brought to unit scale, v = (y - mean_y) W_y^T; source cells enter as
-    u = x W_x^T + b_x, and are translated to T(u).
-    """
-
-    w_x: Tensor
-    b_x: Tensor
-    w_y: Tensor
-    mean_y: Tensor
-
-    def __init__(self, d: int, transform: flows.Invertible, density: flows.Density) -> None:
-        super().__init__()
-        self.transform, self.shared = transform, density
-        self.private_a = copy.deepcopy(density).requires_grad_(False)
-        self.private_b = copy.deepcopy(density).requires_grad_(False)
-        for name, value in (("w_x", torch.eye(d)), ("b_x", torch.zeros(d))):
-            self.register_buffer(name, value)
-        for name, value in (("w_y", torch.eye(d)), ("mean_y", torch.zeros(d))):
-            self.register_buffer(name, value)
-
-    def source(self, x: Tensor) -> Tensor:
-        """Source features as T takes them, u."""
-        return x @ self.w_x.T + self.b_x
-
-    def target(self, y: Tensor) -> Tensor:
-        """Target features at unit scale, v."""
-        return (y - self.mean_y) @ self.w_y.T
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Translate (batch, d) to (batch, d)."""
-        return torch.linalg.solve(self.w_y, self.transform(self.source(x))[0].T).T + self.mean_y
-
-    def inverse(self, y: Tensor) -> Tensor:
-        """Translate back; the exact inverse of `forward`."""
-        u = self.transform.inverse(self.target(y))
-        return torch.linalg.solve(self.w_x, (u - self.b_x).T).T
 
 
 class Unpaired(NamedTuple):
@@ -107,6 +67,8 @@ class LRMF(TrainedTranslator):
     No anchor is needed, but matching alone leaves open whatever carries the target onto itself, and a low loss does
     not show that. It does not show either whether the sets are alike, because T can move cells into a density that is
     too weak: see `celltransfer.alignment` for the test that does.
+
+    The inverse is exact in floating point, but for continuous flows: there it is as exact as their solver, 1e-5.
 
     Both sides need the same number of features, `n_features`; `celltransfer.fit` has its recipes bring them there.
 
@@ -180,7 +142,7 @@ class LRMF(TrainedTranslator):
     def refit(self) -> LRMF:
         """The same families, held-out cells, target density and c(A, B), none of which depends on the anchors."""
         kind, family = self.families_
-        again = LRMF(**self.get_config() | {"transform": kind, "density": family})
+        again = type(self)(**self.get_config() | {"transform": kind, "density": family})
         again._known = Unpaired(self.held_, copy.deepcopy(self.module_.private_b), self._constant, self._held_constant)
         return again
 
@@ -195,7 +157,9 @@ class LRMF(TrainedTranslator):
         d, (kind, family) = self.n_features_in_, self.families_
         image = {"side": self.side, "scales": self.scales}
         t = flows.transform(kind, d, blocks=self.blocks, hidden=self.hidden, **image)
-        return Aligner(d, t, self._new_density(family, d))
+        net = Aligner(d, t, self._new_density(family, d))
+        net.families.copy_(torch.tensor([flows.TRANSFORMS.index(kind), flows.DENSITIES.index(family)]))
+        return net
 
     def _new_density(self, family: str, d: int) -> flows.Density:
         return flows.density(
@@ -208,33 +172,54 @@ class LRMF(TrainedTranslator):
         clock = Clock(trainer.max_seconds)
         self._steps = self.training["max_steps"] if trainer.max_steps is None else trainer.max_steps
         known = self._known
-        held = self.held_ = known.held if known else holdout.split(pair, np.random.default_rng(seed), HELD_OUT)
+        if known is None:
+            pair, self.held_ = split(pair, np.random.default_rng(seed))
+        else:
+            self.held_ = known.held
+        held = self.held_
         self.held_out_ = held.held_x, held.held_y
         self._scores, self._candidate = {}, None
-        with seeded(seed):
-            family = (
-                self._choose_density(pair, seed, trainer.resolve_device(), clock)
-                if self.density == "auto"
-                else self.density
-            )
-        kind = CANDIDATES.get(family, family) if self.transform == "auto" else self.transform
-        self.families_ = (kind, family)
+        cut = self._choose_families(pair, seed, trainer, clock)
         # The moment map is the optimum of affine maps under Gaussians; there is nothing left to train.
         solved = self.families_ == ("affine", "gaussian") and self.start == "affine"
         left = replace(trainer, max_seconds=clock.share(1))
         if solved:
             left = replace(left, max_steps=0, checkpoint_dir=None, resume=False)
         result = super()._fit(pair, seed=seed, trainer=left)
-        result.status = Status.SOLVED if solved else result.status
+        result.status = Status.SOLVED if solved and not cut else Status.MAX_TIME if cut else result.status
+        if cut:
+            result.notes.append(
+                "The time limit came before the densities were fitted, so their comparison says little."
+            )
         result.seconds = clock.elapsed()
         return result
+
+    def _choose_families(self, pair: ModalityPair, seed: int, trainer: Trainer, clock: Clock) -> bool:
+        """Set `families_`, those of the checkpoint if there is one; whether time ran out in between."""
+        saved = self.saved_state(pair, seed, trainer)
+        if saved is not None:
+            self.families_ = _families(saved["families"].numpy())
+            return False
+        family = self.density
+        if family == "auto":
+            with seeded(seed):
+                family = self._choose_density(pair, seed, trainer.resolve_device(), clock)
+        self.families_ = (CANDIDATES.get(family, family) if self.transform == "auto" else self.transform, family)
+        return self.density == "auto" and clock.left() == 0
 
     def _check_options(self) -> None:
         if self.start not in ("affine", "identity"):
             raise ConfigError(f"start={self.start!r}; expected 'affine' or 'identity'.")
-        for name in ("lr", "weight_anchor"):
+        for name in ("lr", "lr_density", "weight_anchor"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r}; expected a number of at least 0.")
+        for name in ("blocks", "blocks_density", "scales"):
+            if not getattr(self, name) >= 1:
+                raise ConfigError(f"{name}={getattr(self, name)!r}; expected 1 or more.")
+        for name in ("hidden", "hidden_density"):
+            widths = getattr(self, name)
+            if not isinstance(widths, Sequence) or not widths or min(widths) < 1:
+                raise ConfigError(f"{name}={widths!r}; expected the widths of hidden layers, such as (32, 32).")
         if self.density != "auto" and self.density not in flows.DENSITIES:
             raise ConfigError(f"density={self.density!r}; it is one of auto, {', '.join(flows.DENSITIES)}.")
         if self.transform != "auto" and self.transform not in flows.TRANSFORMS:
@@ -351,9 +336,11 @@ class LRMF(TrainedTranslator):
             group["lr"] = self.lr * min(1.0, left)
 
     @torch.no_grad()
-    def monitor(self) -> float:
-        """Equation 3 on held-out cells, with c(A, B) of the same cells."""
+    def monitor(self) -> float | None:
+        """Equation 3 on held-out cells, with c(A, B) of the same cells; ``None`` where they are too few."""
         net = self.module_
+        if min(len(self._u), len(self._v)) < holdout.FEWEST_CELLS:
+            return None
         net.eval()
         value = float(likelihood_ratio(net.transform, net.shared, self._u, self._v)) + self._held_constant
         net.train()
@@ -362,38 +349,51 @@ class LRMF(TrainedTranslator):
     def remarks(self, result: FitResult) -> list[str]:
         """Which families were chosen and why, and what loss and gradient say."""
         net, (kind, family) = self.module_, self.families_
-        with torch.no_grad():
-            moved = net.transform(self._u)[0]
-        loss, pull = self.monitor(), shared_pull(net.shared, net.private_b, moved)
+        loss = self.monitor()
         net.eval()
-        result.history |= {"held_out_loss": [(result.n_steps, loss)], "pull": [(result.n_steps, pull)]}
         notes = [f"Map {kind!r} ({flows.n_parameters(net.transform):,} parameters), density {family!r}."]
         if self._scores:
             scores = ", ".join(f"{name} {score:.2f}" for name, score in self._scores.items())
             notes.append(f"The density has the highest likelihood on held-out target cells (nats per cell: {scores}).")
+        if loss is None:
+            return [*notes, "There are too few cells to hold any out, so nothing stopped the training early."]
+        with torch.no_grad():
+            moved = net.transform(self._u)[0]
+        pull = shared_pull(net.shared, net.private_b, moved)
+        result.history |= {"held_out_loss": [(result.n_steps, loss)], "pull": [(result.n_steps, pull)]}
         if loss < TOO_LOW:
             notes.append(
-                f"The held-out loss is {loss:.2f}, below its least value for sets that are alike: the density family "
-                "is too weak for these cells, and the loss says nothing about the alignment."
+                f"The held-out loss is {loss:.2f}, and below zero it cannot be read: the density family is too weak, "
+                "or the private densities generalise worse than the shared one."
             )
         return notes
 
     def explain(self, cause: str) -> str:
-        """Vanishing gradients, a density or a map that is too weak, or training that ended early."""
-        kind, family = self.families_
-        history = self.result_.history
-        if history["held_out_loss"][-1][1] < TOO_LOW:
-            return f"The density family {family!r} is too weak: the loss lies below zero. Use density='spline'."
-        pull = history["pull"][-1][1]
-        if pull < VANISHED and cause:
+        """Vanishing gradients, a density or a map that is too weak, or training that ended early or gained nothing."""
+        (kind, family), history = self.families_, self.result_.history
+        loss, pull = (history.get(name, [(0, float("nan"))])[-1][1] for name in ("held_out_loss", "pull"))
+        # An optimum has no pull either: only sets that lie apart tell that it has vanished on the way.
+        if cause == "disjoint" and pull < VANISHED:
             return (
                 "The gradient has vanished: the shared density has settled on the two sets one by one and pulls "
                 f"translated cells {pull:.0%} as hard as the target's own density does. Start nearer (start='affine', "
                 "anchors), or reduce to fewer components."
             )
+        if loss < TOO_LOW:
+            return (
+                "The loss is below zero though the cells are not alike, so it cannot guide the map: the density "
+                f"family {family!r} is too weak, or its private fits generalise worse than the shared one."
+            )
         if kind in ("shift", "scale_shift", "affine"):
-            return f"A map of the family {kind!r} has too little capacity. Use transform='spline' and density='spline'."
-        return self.result_.advice if self.result_.status is not Status.CONVERGED else ""
+            return (
+                f"A map of the family {kind!r} comes no nearer. If its capacity is what lacks, a flow does better "
+                "(density='realnvp'); if one side has cells that the other does not, nothing will."
+            )
+        if self.result_.history.get("monitor", [(0, 0.0)])[0][1] <= lowest_monitor(self.result_):
+            return (
+                "Training did not improve on the start, on held-out cells: more cells or fewer components would help."
+            )
+        return "" if self.result_.status is Status.CONVERGED else self.result_.advice
 
     def release(self) -> None:
         """Forget the held-out cells."""
@@ -409,14 +409,32 @@ class LRMF(TrainedTranslator):
         device = next(self.module_.buffers()).device
         return self.module_.inverse(torch.as_tensor(y, device=device)).cpu().numpy()
 
-    def _state(self) -> Arrays:
-        kinds = [flows.TRANSFORMS.index(self.families_[0]), flows.DENSITIES.index(self.families_[1])]
-        return super()._state() | {"families": np.array(kinds)}
-
     def _load_state(self, state: Arrays) -> None:
-        kind, family = (int(i) for i in state.pop("families"))
-        self.families_ = (flows.TRANSFORMS[kind], flows.DENSITIES[family])
+        self.families_ = _families(state["families"])
         super()._load_state(state)
+
+
+def _families(numbers: np.ndarray) -> tuple[str, str]:
+    """Names of map and density."""
+    kind, family = (int(i) for i in numbers)
+    return flows.TRANSFORMS[kind], flows.DENSITIES[family]
+
+
+def split(pair: ModalityPair, rng: np.random.Generator) -> tuple[ModalityPair, holdout.Split]:
+    """Hold a fifth of each side out; anchors only where there are few other cells, as pairs that the fit does without.
+
+    Returns the pair with the anchors that are left, and the rows.
+    """
+    rows = holdout.split(pair, rng, HELD_OUT)
+    wanted = [min(int(HELD_OUT * n), holdout.MOST_CELLS) for n in (pair.n_source, pair.n_target)]
+    short = [size - len(held) for size, held in zip(wanted, (rows.held_x, rows.held_y), strict=True)]
+    if not any(2 * lack > size for lack, size in zip(short, wanted, strict=True)):
+        return pair, rows
+    order = rng.permutation(pair.n_anchors)
+    drawn, kept = np.split(order, [min(max(short), pair.n_anchors // 2)])
+    held = [np.union1d(own, pair.anchors[drawn, side]) for side, own in enumerate((rows.held_x, rows.held_y))]
+    train = [np.setdiff1d(np.arange(n), own) for n, own in zip((pair.n_source, pair.n_target), held, strict=True)]
+    return replace(pair, anchors=pair.anchors[np.sort(kept)]), holdout.Split(*train, *held)
 
 
 def _cells(matrix: Matrix, rows: np.ndarray, device: torch.device | str = "cpu") -> Tensor:

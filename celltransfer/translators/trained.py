@@ -110,6 +110,13 @@ class TrainedTranslator(Translator):
         self.module_.to(Trainer(device=device).resolve_device())
         return self
 
+    def saved_state(self, pair: ModalityPair, seed: int, trainer: Trainer) -> dict[str, Tensor] | None:
+        """The networks' state in the checkpoint that a fit of `pair` would be resumed from, on the CPU; or ``None``."""
+        if not trainer.resume or trainer.checkpoint_dir is None:
+            return None
+        trainer = trainer.with_defaults(**self.training).with_defaults(batch_size=256)
+        return _saved(trainer, self._fingerprint(pair, seed, trainer), torch.device("cpu"))
+
     def _fit(self, pair: ModalityPair, *, seed: int, trainer: Trainer | None) -> FitResult:
         trainer = trainer or Trainer()
         restarts = max(1, getattr(self, "restarts", 1))

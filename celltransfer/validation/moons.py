@@ -99,10 +99,11 @@ class Watched(LRMF):
 
     look: Callable[[float], None]
 
-    def monitor(self) -> float:
+    def monitor(self) -> float | None:
         """The loss on held-out cells."""
         value = super().monitor()
-        self.look(value)
+        if value is not None:
+            self.look(value)
         return value
 
 

@@ -5,11 +5,13 @@ from math import inf
 import numpy as np
 import pytest
 import torch
+from celltransfer.data.pair import ModalityPair
 from celltransfer.errors import ConfigError, FeatureError
+from celltransfer.metrics.alignment import alignment
 from celltransfer.train.loop import Trainer
 from celltransfer.train.outcome import Status
 from celltransfer.translators import make
-from celltransfer.translators.lrmf import LRMF
+from celltransfer.translators.lrmf import LRMF, split
 
 torch.set_num_threads(1)
 SHORT = Trainer(max_steps=30, check_every=10, batch_size=64, device="cpu", progress=False)
@@ -115,8 +117,83 @@ def test_a_flexible_map_under_a_weak_density_is_said_to_be_that():
     trainer = Trainer(max_steps=300, batch_size=256, patience=inf, device="cpu", progress=False)
     f = fit(small(transform="realnvp", density="gaussian", hidden=(32, 32), lr=5e-3), x, y, trainer=trainer)
     assert f.result_.history["held_out_loss"][-1][1] < -0.05
-    assert any("too weak" in note for note in f.result_.notes)
+    assert any("below zero it cannot be read" in note for note in f.result_.notes)
     assert "too weak" in f.explain("unlike supports")
+
+
+def far_apart(gap):
+    rng = np.random.default_rng(0)
+    lumps = np.where(rng.random((2, 800, 1)) < 0.5, -2, 2) + 0.3 * rng.normal(size=(2, 800, 2))
+    return (lumps[0] + gap).astype(np.float32), lumps[1].astype(np.float32)
+
+
+def test_vanished_gradients_are_said_of_far_sets_and_of_no_others():
+    trainer = Trainer(max_steps=150, batch_size=128, patience=inf, device="cpu", progress=False)
+    x, y = far_apart(40)
+    f = fit(small(transform="shift", density="realnvp", start="identity", lr=1e-3), x, y, trainer=trainer)
+    found = alignment(f.translate(x), y)
+    assert (found.level, found.cause) == ("not aligned", "disjoint")
+    assert "gradient has vanished" in f.explain(found.cause)
+
+
+@pytest.mark.parametrize("case", ["too little capacity", "unlike supports"])
+def test_converged_maps_that_cannot_do_better_have_not_vanished(case):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 1500, 2)).astype(np.float32)
+    if case == "unlike supports":
+        x[: len(x) // 3] = 6 + 0.3 * x[: len(x) // 3]
+    else:
+        y[:, 1] += y[:, 0] ** 2
+    f = fit(make("lrmf", transform="affine", density="realnvp"), x, y, trainer=Trainer(max_steps=60, progress=False))
+    found = alignment(f.translate(x), y)
+    assert found.level == "not aligned"
+    assert "vanished" not in f.explain(found.cause)
+    assert "capacity is what lacks" in f.explain(found.cause) or "below zero" in f.explain(found.cause)
+
+
+def test_where_all_cells_are_anchors_some_are_held_out_as_pairs():
+    x = correlated(200, 1)
+    pairs = np.column_stack([np.arange(200)] * 2)
+    f = fit(make("lrmf", density="gaussian"), x, 2 * x, pairs)
+    held_x, held_y = f.held_out_
+    assert len(held_x) == len(held_y) == 40
+    np.testing.assert_array_equal(held_x, held_y)
+    assert np.isfinite(f.result_.history["held_out_loss"][-1][1])
+    kept, _ = split(ModalityPair(x, 2 * x, pairs), np.random.default_rng(0))
+    assert not np.isin(kept.anchors[:, 0], held_x).any()
+    few = split(ModalityPair(x, 2 * x, pairs[:50]), np.random.default_rng(0))[0]
+    assert few.n_anchors == 50
+
+
+def test_a_handful_of_cells_is_fitted_without_a_figure():
+    x = correlated(6, 1)
+    f = fit(make("lrmf"), x, 2 * x)
+    assert np.isfinite(f.translate(x)).all()
+    assert "held_out_loss" not in f.result_.history
+    assert any("too few cells" in note for note in f.result_.notes)
+
+
+def test_a_time_limit_is_said_and_a_resumed_fit_goes_on(tmp_path):
+    x, y = correlated(400, 1), correlated(400, 2) ** 2
+    how = {"batch_size": 32, "check_every": 10, "device": "cpu", "progress": False, "checkpoint_dir": tmp_path}
+    cut = fit(small(), x, y, trainer=Trainer(max_steps=40, max_seconds=0, **how))
+    assert cut.result_.status is Status.MAX_TIME
+    assert any("time limit" in note for note in cut.result_.notes)
+    first = fit(small(density="realnvp"), x, y, trainer=Trainer(max_steps=40, max_seconds=0, **how))
+    assert first.result_.n_steps == 0
+    again = fit(small(density="realnvp"), x, y, trainer=Trainer(max_steps=40, resume=True, **how))
+    assert again.result_.n_steps == 40
+
+
+def test_refits_owe_the_anchors_nothing_but_themselves():
+    x, y = correlated(300, 1), correlated(300, 2)
+    pairs = np.column_stack([np.arange(10)] * 2)
+    f = fit(small(density="realnvp"), x, y, pairs)
+    again = fit(f.refit(), x, y, pairs[:5])
+    assert again.families_ == f.families_
+    np.testing.assert_array_equal(again.held_out_[0], f.held_out_[0])
+    v = f.module_.target(torch.as_tensor(y))
+    torch.testing.assert_close(again.density_("B").log_prob(v), f.density_("B").log_prob(v))
 
 
 def test_resuming_goes_on_where_the_fit_stopped(tmp_path):
@@ -166,6 +243,9 @@ def test_density_accessor_gives_private_and_shared_models():
         ({"start": "random"}, "start='random'"),
         ({"lr": -1.0}, "lr=-1.0"),
         ({"weight_anchor": float("nan")}, "weight_anchor=nan"),
+        ({"lr_density": -1}, "lr_density=-1"),
+        ({"blocks": 0}, "blocks=0"),
+        ({"hidden": 3}, "hidden=3"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
