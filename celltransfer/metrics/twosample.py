@@ -131,8 +131,13 @@ class Mixture:
         return fitted
 
 
-def make_pool(cells: np.ndarray, held: np.ndarray, n_shape: int) -> Pool:
+def make_pool(
+    cells: np.ndarray, held: np.ndarray, n_shape: int, blur: tuple[float, int, np.random.Generator] | None = None
+) -> Pool:
     """Put cells, shape (n, d), into common coordinates, found on the first `n_shape` of them.
+
+    `blur` is a share r, a number n and a source of randomness: Gaussian noise of r times the standard deviation that a
+    principal component has in the cells from number n on, the target's, blurs what is finer. Copies get the same.
 
     More than 50 features, or more than one for 8 cells, are reduced to principal components of both sets together,
     with the length of what the components leave out as one more coordinate: a cell off the others' plane stays off.
@@ -150,6 +155,11 @@ def make_pool(cells: np.ndarray, held: np.ndarray, n_shape: int) -> Pool:
     if kept > limit:
         white = white @ _whitener(white[:n_shape])
     twin = np.unique(cells, axis=0, return_inverse=True)[1].ravel()
+    if blur is None:
+        return Pool(white, _distances(scaled), held, twin)
+    share, first, rng = blur
+    noise = share * rng.normal(size=(int(twin.max()) + 1, white.shape[1]))[twin]
+    white, scaled = (x + noise * x[first:n_shape].std(axis=0) for x in (white, scaled))
     return Pool(white, _distances(scaled), held, twin)
 
 

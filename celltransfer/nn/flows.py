@@ -27,9 +27,10 @@ SPLINE_BINS = 8
 ODE_TOLERANCE = 1e-5
 # With fewer cells per feature a covariance is shrunk.
 CELLS_PER_FEATURE = 100
-# Steps between two looks at the held-out likelihood, and learning rates after the first, as shares of it.
+# Steps between two looks at the held-out likelihood.
 CHECK_EVERY = 50
-SLOWER = (0.3, 0.1)
+# Shares of the steps from which on smaller learning rates are taken at the latest, and these as shares of the first.
+SLOWER = ((0.5, 0.3), (0.75, 0.1))
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -290,13 +291,14 @@ def fit_density(
             continue
         value = _mean_log_prob(module, held)
         best, since, kept = (value, 0, _copy(module)) if value > best else (best, since + 1, kept)
-        if expired() or (since >= patience and drops == len(SLOWER)):
+        stalled = since >= patience or not math.isfinite(value)
+        if expired() or (stalled and drops == len(SLOWER)):
             break
-        if since >= patience or not math.isfinite(value):
+        if drops < len(SLOWER) and (stalled or step >= SLOWER[drops][0] * max_steps):
             # From the best state on with smaller steps, until those do not help either.
             module.load_state_dict(kept)
-            optimizer = torch.optim.Adam(module.parameters(), lr=lr * SLOWER[min(drops, len(SLOWER) - 1)], fused=True)
-            since, drops = 0, min(drops + 1, len(SLOWER))
+            optimizer = torch.optim.Adam(module.parameters(), lr=lr * SLOWER[drops][1], fused=True)
+            since, drops = 0, drops + 1
     module.load_state_dict(kept)
     return best
 
