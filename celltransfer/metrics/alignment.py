@@ -342,8 +342,8 @@ def _conclude(evidence: dict[str, float], family: str, spread: float) -> Alignme
 def _cause(evidence: dict[str, float]) -> tuple[str, str]:
     translated, target = evidence["covered_translated"], evidence["covered_target"]
     found = (
-        f"Relative to like sets, {_percent(translated)} of the translated cells lie among target cells, and "
-        f"{_percent(target)} of the target cells among translated ones"
+        f"Relative to like sets, {_percent(min(translated, 1))} of the translated cells lie among target cells, and "
+        f"{_percent(min(target, 1))} of the target cells among translated ones"
     )
     if max(translated, target) < DISJOINT_SUPPORT:
         return "disjoint", f"{found}: the sets lie apart."
