@@ -9,7 +9,7 @@ from celltransfer.validation.blobs import ARMS, CEILING, CHANCE, FLOW, GAUSSIAN,
 def test_the_laws_map_carries_one_law_onto_the_other():
     rng = np.random.default_rng(0)
     laws = blobs.draw_laws(rng)
-    a, b = (laws.draw(side, 4000, rng) for side in (0, 1))
+    a, b = (laws.draw(side, 2500, rng) for side in (0, 1))
     scores = blobs.measure(blobs._truth(laws, a), a, b, laws, 0)
     assert scores["map_error"] == 0
     assert max(scores["mean_error"], scores["covariance_error"]) < 0.1

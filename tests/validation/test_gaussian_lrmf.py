@@ -81,6 +81,7 @@ def test_claims_can_hold_and_fail():
     assert table.loc[f"{MOONS}, {MINIMISED}", "not aligned, by the verdict"] == "5 of 5"
 
 
+@pytest.mark.slow
 def test_a_short_run_from_end_to_end(monkeypatch, tmp_path):
     monkeypatch.setattr(gaussian_lrmf, "STEPS", 100)
     monkeypatch.setattr(gaussian_lrmf, "GAUSSIANS", {name: GAUSSIANS[name] for name in ("1-D", "blobs")})
