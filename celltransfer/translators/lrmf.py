@@ -40,7 +40,7 @@ LONGEST_GRADIENT = 10.0
 MOST_CELLS = 50_000
 # A shared density that pulls this little, compared with the target's own, has settled on the two sets one by one.
 VANISHED = 0.1
-# Trace of the target's variance that the weight of the anchors is measured in.
+# Weight of the anchors' squared error, as a share of the target's variance.
 ANCHOR_WEIGHT = 1.0
 
 
@@ -140,7 +140,7 @@ class LRMF(TrainedTranslator):
         self.scales = scales
 
     def refit(self) -> LRMF:
-        """The same families, held-out cells, target density and c(A, B), none of which depends on the anchors."""
+        """The same families, held-out cells, target density and c(A, B), none of which needs the anchors."""
         kind, family = self.families_
         again = type(self)(**self.get_config() | {"transform": kind, "density": family})
         again._known = Unpaired(self.held_, copy.deepcopy(self.module_.private_b), self._constant, self._held_constant)
@@ -176,6 +176,7 @@ class LRMF(TrainedTranslator):
             pair, self.held_ = split(pair, np.random.default_rng(seed))
         else:
             self.held_ = known.held
+            pair = replace(pair, anchors=pair.anchors[~np.isin(pair.anchors[:, 0], known.held.held_x)])
         held = self.held_
         self.held_out_ = held.held_x, held.held_y
         self._scores, self._candidate = {}, None
