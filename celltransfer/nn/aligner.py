@@ -45,9 +45,13 @@ class Aligner(nn.Module):
         """Target features at unit scale, v."""
         return (y - self.mean_y) @ self.w_y.T
 
+    def untarget(self, v: Tensor) -> Tensor:
+        """Inverse of `target`."""
+        return torch.linalg.solve(self.w_y, v.T).T + self.mean_y
+
     def forward(self, x: Tensor) -> Tensor:
         """Translate (batch, d) to (batch, d)."""
-        return torch.linalg.solve(self.w_y, self.transform(self.source(x))[0].T).T + self.mean_y
+        return self.untarget(self.transform(self.source(x))[0])
 
     def inverse(self, y: Tensor) -> Tensor:
         """Translate back; the exact inverse of `forward`."""

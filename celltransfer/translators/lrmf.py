@@ -152,6 +152,15 @@ class LRMF(TrainedTranslator):
         net = self.module_
         return {"A": net.private_a, "B": net.private_b, "S": net.shared}[which]
 
+    @torch.no_grad()
+    def loss_on(self, x: np.ndarray, y: np.ndarray) -> float:
+        """Equation 3 on cells (n, d) and (m, d), with c(A, B) of the same cells by the private densities of the fit."""
+        self._check_fitted()
+        net = self.module_
+        device = net.w_x.device
+        u, v = net.source(torch.as_tensor(x, device=device)), net.target(torch.as_tensor(y, device=device))
+        return float(likelihood_ratio(net.transform, net.shared, u, v)) + self._private_likelihood(u, v)
+
     def build(self) -> Aligner:
         """Map and densities of the chosen families."""
         d, (kind, family) = self.n_features_in_, self.families_

@@ -28,7 +28,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from celltransfer.losses.likelihood_ratio import likelihood_ratio
 from celltransfer.metrics.alignment import alignment
 from celltransfer.metrics.scores import energy_distance
 from celltransfer.train.loop import Trainer
@@ -88,7 +87,7 @@ class DigitsGlow(Suite):
         arrays: Arrays = {}
         if arm == OURS:
             f = _fitted(self, pair, seed)
-            scores |= {"loss": held_loss(f, images.x_test, images.y_test), "status": f.result_.status.value}
+            scores |= {"loss": f.loss_on(images.x_test, images.y_test), "status": f.result_.status.value}
             arrays = {"inverse": f.inverse(images.y_test[:SHOWN])}
             arrays |= {name: np.array(f.result_.history[name]) for name in ("loss", "monitor")}
         shown = {"source": images.x_test, "target": images.y_test, "translated": found}
@@ -248,17 +247,7 @@ def back_to_back(f: LRMF, x: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         z = f.density_("A").encode(net.source(torch.as_tensor(x, device=device)))  # type: ignore[operator]
         v = f.density_("B").decode(z)  # type: ignore[operator]
-        return (torch.linalg.solve(net.w_y, v.T).T + net.mean_y).cpu().numpy()
-
-
-def held_loss(f: LRMF, x: np.ndarray, y: np.ndarray) -> float:
-    """Equation 3 on pictures that nothing was fitted to, with c(A, B) of the same pictures."""
-    net = f.module_
-    device = next(net.buffers()).device
-    with torch.no_grad():
-        u, v = net.source(torch.as_tensor(x, device=device)), net.target(torch.as_tensor(y, device=device))
-        constant = f.density_("A").log_prob(u).mean() + f.density_("B").log_prob(v).mean()
-        return float(likelihood_ratio(net.transform, net.shared, u, v) + constant)
+        return net.untarget(v).cpu().numpy()
 
 
 @lru_cache(maxsize=2)

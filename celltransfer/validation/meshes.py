@@ -162,7 +162,7 @@ def transported(arm: str, x: np.ndarray, y: np.ndarray, f: LRMF, seed: int) -> n
     v = net.source(torch.as_tensor(x, device=device))
     if arm == BACK:
         v = f.density_("B").decode(f.density_("A").encode(v))  # type: ignore[operator]
-    return (torch.linalg.solve(net.w_y, v.T).T + net.mean_y).cpu().numpy()
+    return net.untarget(v).cpu().numpy()
 
 
 def surface(mesh: Mesh, moved: np.ndarray) -> Scores:

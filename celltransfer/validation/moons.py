@@ -306,18 +306,7 @@ def _fit_lrmf(
         max_steps=steps, check_every=moons_models.EVERY, patience=float("inf"), device=device, progress=False
     )
     f.fit(data.x, data.y, seed=seed, trainer=trainer)
-    return f.translate, fresh_loss(f, data.fresh_x, data.fresh_y)
-
-
-@torch.no_grad()
-def fresh_loss(f: LRMF, x: np.ndarray, y: np.ndarray) -> float:
-    """Equation 3 on cells that no fit has seen, c(A, B) included."""
-    from celltransfer.losses.likelihood_ratio import likelihood_ratio
-
-    net = f.module_
-    u, v = net.source(torch.as_tensor(x)), net.target(torch.as_tensor(y))
-    private: float = sum(float(f.density_(side).log_prob(z).mean()) for side, z in (("A", u), ("B", v)))
-    return float(likelihood_ratio(net.transform, f.density_("S"), u, v)) + private
+    return f.translate, f.loss_on(data.fresh_x, data.fresh_y)
 
 
 def _look(trace: Trace, near: KNeighborsClassifier, data: Sample, objective: float, move: Move) -> None:

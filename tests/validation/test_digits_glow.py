@@ -64,7 +64,7 @@ def test_the_loss_is_zero_for_one_set_and_one_density(fitted):
     net.transform.second.load_state_dict(net.transform.first.state_dict())
     for which in "AS":
         f.density_(which).load_state_dict(f.density_("B").state_dict())
-    assert abs(suite.held_loss(f, pictures.y_test, pictures.y_test)) < 1e-2
+    assert abs(f.loss_on(pictures.y_test, pictures.y_test)) < 1e-2
 
 
 def test_jobs_run(small):
