@@ -9,16 +9,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 
-from celltransfer import pp, translators
+from celltransfer import judging, pp, translators
 from celltransfer.data import cells
 from celltransfer.data.anchors import Anchors, AnchorsLike, resolve_anchors
-from celltransfer.data.pair import ModalityPair, dense
-from celltransfer.errors import CelltransferWarning, ConditionError, ConfigError, ModalityError, VerdictWarning
+from celltransfer.data.pair import ModalityPair
+from celltransfer.errors import CelltransferWarning, ConditionError, ConfigError, ModalityError
 from celltransfer.model import TransferModel
 from celltransfer.train.loop import Trainer
-from celltransfer.train.outcome import Status, Verdict
 from celltransfer.train.stopping import Clock
 from celltransfer.translators.base import Translator
 
@@ -29,11 +27,6 @@ if TYPE_CHECKING:
     from celltransfer.pp import Recipe
 
 logger = logging.getLogger("celltransfer")
-
-# Refits for the verdict: as many as cost little, see `_judge`.
-CHEAP_SECONDS, MANY_FOLDS, FEW_FOLDS = 0.5, 20, 4
-# What the search for symmetries may take.
-SEARCH_SECONDS = 3.0
 
 
 def fit(
@@ -155,19 +148,8 @@ def fit(
     translator.fit_pair(pair, seed=seed, trainer=replace(trainer, max_seconds=clock.share(2 if verdict else 1)))
     model = TransferModel(source, target, fitted, translator, conditions=keys, levels=levels, anchors=pairs.to_frame())
     model.remember_training({name: adata.obs_names[masks[name]] for name, adata in sides.items()}, pair, seed)
-    open_question = _unsettled(translator, pair, clock, seed)
-    translator.result_.notes += open_question
-    refits: list[tuple[Translator, np.ndarray]] = []
-    try:
-        translator.result_.verdict = _judge(translator, pair, trainer, clock, seed, refits) if verdict else _unjudged()
-        if verdict and translator.tests_alignment:
-            _add_alignment(translator, pair, clock, seed)
-    except KeyboardInterrupt:  # the fit itself is complete
-        translator.result_.verdict = Verdict("ambiguous", ["Interrupted while the fit was judged, so it is not."])
-    translator.result_.verdict.reasons += open_question
-    if translator.gives_distribution:
-        _calibrate(model, pair, training[target], refits, seed)
-    _tell(model)
+    judging.settle(model, pair, training[target], trainer, clock, seed, verdict)
+    judging.tell(model)
     return model
 
 
@@ -267,137 +249,3 @@ def _training_rows(anchors: Anchors, train_source: np.ndarray, train_target: np.
     return np.column_stack(
         [np.cumsum(mask)[anchors.rows[:, side]] - 1 for side, mask in enumerate((train_source, train_target))]
     ).astype(np.int64)
-
-
-def _unsettled(translator: Translator, pair: ModalityPair, clock: Clock, seed: int) -> list[str]:
-    """What matching leaves open and the anchors do not settle: one sentence, or none.
-
-    Not asked of many anchors, as more than the leading components together lie in no symmetry's fixed set; of a fit
-    that matched nothing; where conditions are matched one by one, which settles symmetries that exchange them; nor of
-    thousands of raw features, or when time is short.
-    """
-    from celltransfer.metrics import automorphisms
-
-    matched = translator.matches_distributions and translator.result_.status is not Status.SOLVED
-    by_condition = translator.uses_conditions and pair.condition_x is not None
-    few = 0 < pair.n_anchors <= automorphisms.N_COMPONENTS
-    if not (matched and few) or by_condition or sp.issparse(pair.x) or clock.left() < SEARCH_SECONDS:
-        return []
-    found = automorphisms.ambiguity(pair.x, pair.anchors[:, 0], seed)
-    return [] if found is None else [found]
-
-
-class _NoEvidence(Exception):
-    """The refits cannot tell anything about the fit; the message says why."""
-
-
-def _judge(
-    translator: Translator,
-    pair: ModalityPair,
-    trainer: Trainer,
-    clock: Clock,
-    seed: int,
-    refits: list[tuple[Translator, np.ndarray]],
-) -> Verdict:
-    """The verdict; leaves in `refits` the fits it rests on, and the anchors that each was fitted without."""
-    from celltransfer.metrics.diagnostics import judge
-
-    result = translator.result_
-    if result.status is Status.INTERRUPTED:
-        return Verdict("ambiguous", [f"The fit was interrupted, and not judged. {result.advice}"])
-    # Cheap fits are repeated without every anchor or two, others four times with a quarter of the steps.
-    cheap = result.seconds < min(CHEAP_SECONDS, clock.left() / MANY_FOLDS)
-    folds = min(MANY_FOLDS if cheap else FEW_FOLDS, max(pair.n_anchors, 1))
-    steps = result.n_steps if cheap else result.n_steps // 4
-    short = replace(trainer, max_steps=max(steps, 1), progress=False, checkpoint_dir=None, resume=False)
-
-    def refit(without: ModalityPair, fold: int) -> Translator:
-        logger.info("Judging the fit: refit %d of %d, without some of the anchors.", fold + 1, folds)
-        again = translator.refit()
-        limited = replace(short, max_seconds=clock.share(folds - fold))
-        fitted = _refitted(again, without, limited, clock, seed + 1 + fold)
-        refits.append((fitted, np.flatnonzero(~np.isin(pair.anchors[:, 0], without.anchors[:, 0]))))
-        return fitted
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CelltransferWarning)
-        try:
-            return judge(translator, pair, refit, seed=seed, max_folds=folds)
-        except _NoEvidence as reason:
-            return Verdict("ambiguous", [str(reason)])
-
-
-def _refitted(translator: Translator, pair: ModalityPair, trainer: Trainer, clock: Clock, seed: int) -> Translator:
-    """Fit `translator`, unless time has run out; a fit that broke off is no evidence for anything."""
-    if clock.left() == 0:
-        raise _NoEvidence("The time limit came before the fit could be judged: raise `max_seconds`.")
-    status = translator.fit_pair(pair, seed=seed, trainer=trainer).result_.status
-    if status is Status.INTERRUPTED:
-        raise KeyboardInterrupt
-    if status is Status.DIVERGED:
-        raise _NoEvidence(f"A refit without some of the anchors diverged, so the fit was not judged. {status.advice}")
-    return translator
-
-
-def _add_alignment(translator: Translator, pair: ModalityPair, clock: Clock, seed: int) -> None:
-    """Test the alignment, and let it count in the verdict.
-
-    Left-out anchors tell about the map itself and decide where there are enough. Without them, a fit that set out to
-    make cells alike and did not has failed; and one that did may still have taken any of the maps that do.
-    """
-    from celltransfer.matching import of_fit
-
-    result, verdict = translator.result_, translator.result_.verdict
-    assert verdict is not None
-    if result.status in (Status.INTERRUPTED, Status.DIVERGED):
-        return
-    if clock.left() == 0:
-        verdict.reasons.append("The time limit came before translated cells were compared with target cells.")
-        return
-    found = of_fit(translator, pair, seed)
-    reason = f"Translated cells against target cells: {found.level}. {' '.join(found.reasons)}"
-    if found.level == "not aligned":
-        reason = f"{reason} {translator.explain(found.cause)}".rstrip()
-    result.alignment = found.to_dict()
-    verdict.evidence |= {f"alignment_{name}": value for name, value in found.evidence.items()}
-    if verdict.level == "ambiguous" and found.level == "not aligned" and "foscttm_estimate" not in verdict.evidence:
-        verdict.level = "failed"
-    if verdict.level == "ambiguous" and found.level == "aligned":
-        reason += " That alone does not tell the right map from others that match as well."
-    verdict.reasons.append(reason)
-
-
-def _calibrate(
-    model: TransferModel,
-    pair: ModalityPair,
-    target: AnnData,
-    refits: list[tuple[Translator, np.ndarray]],
-    seed: int,
-) -> None:
-    """Let left-out anchors say how wide the stated spread should be."""
-    from celltransfer import law
-
-    model.calibration_ = law.Calibration(noise=law.outside_noise(model.recipes[model.target], target, seed))
-    if not refits:
-        return
-
-    def features(anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, AnnData]:
-        rows = pair.anchors[anchors]
-        codes = None if pair.condition_x is None else np.asarray(pair.condition_x)[rows[:, 0]]
-        return dense(pair.x[rows[:, 0]]), codes, target[rows[:, 1]]
-
-    model.calibration_ = law.calibrate(model, refits, features)  # type: ignore[arg-type]
-
-
-def _unjudged() -> Verdict:
-    return Verdict("ambiguous", ["No evidence was gathered (verdict=False)."])
-
-
-def _tell(model: TransferModel) -> None:
-    """Say how the fit ended, in the log, and as a warning where it should not be believed."""
-    verdict = model.verdict_
-    message = f"{model.method}: {model.source} -> {model.target} {verdict.level}. {' '.join(verdict.reasons)}"
-    if not model.doubtful:
-        logger.info(message)
-    else:
-        warnings.warn(message, VerdictWarning, stacklevel=3)
