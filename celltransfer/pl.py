@@ -15,6 +15,8 @@ from celltransfer.data.pair import dense
 from celltransfer.errors import ModalityError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 _NAMES = "measured", "translated"
 # Okabe & Ito's colours, told apart by colour-blind eyes, black last; for more labels there is no such set, and Paul
 # Tol's muted colours follow.
-_COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
+COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
 _MORE_COLORS = [
     "#332288",
     "#88CCEE",
@@ -42,7 +44,7 @@ _ORIGIN = {"measured": "#0072B2", "translated": "#E69F00"}
 _GREY, _SHADOW, _OTHER = "#9e9e9e", "#e4e4e4", "other"
 
 
-class _Figure(Figure):
+class ShownFigure(Figure):
     """A figure that notebooks show whether or not pyplot was imported."""
 
     def _repr_png_(self) -> bytes:
@@ -110,16 +112,14 @@ def translation(
         )
     layout = _umap(np.vstack(points), seed)
     translated = np.repeat([False, True], [len(side) for side in points])
-    origin = _palette(pd.Series(np.where(translated, _NAMES[1], _NAMES[0])), _ORIGIN)
-    figure = _Figure(figsize=(13.5 if color else 6.2, 4.6), layout="constrained")
+    figure = ShownFigure(figsize=(13.5 if color else 6.2, 4.6), layout="constrained")
     if color is None:
-        _panel(figure.add_subplot(), layout, origin, np.ones(len(layout), dtype=bool), "")
+        by_origin(figure.add_subplot(), layout, translated)
     else:
         axes = figure.subplots(1, 3)
-        colors = _palette(pd.concat(values, ignore_index=True))
-        _panel(axes[0], layout, colors, ~translated, f"measured {model.target}, by {color}", legend=False)
-        _panel(axes[1], layout, colors, translated, f"translated from {model.source}, by {color}")
-        _panel(axes[2], layout, origin, np.ones(len(layout), dtype=bool), "both, by origin")
+        titles = f"measured {model.target}, by {color}", f"translated from {model.source}, by {color}"
+        by_value(axes[:2], layout, translated, pd.concat(values, ignore_index=True), titles)
+        by_origin(axes[2], layout, translated, "both, by origin")
     figure.suptitle(f"{model.source} \N{RIGHTWARDS ARROW} {model.target}, {model.method}: {model.verdict_.level}")
     return figure
 
@@ -129,13 +129,39 @@ def history(model: TransferModel) -> Figure:
     curves = {name: rows for name, rows in model.result_.history.items() if rows}
     columns = min(3, max(1, len(curves)))
     rows_needed = -(-max(1, len(curves)) // columns)
-    figure = _Figure(figsize=(4 * columns, 2.8 * rows_needed), layout="constrained")
+    figure = ShownFigure(figsize=(4 * columns, 2.8 * rows_needed), layout="constrained")
     for position, (name, rows) in enumerate(curves.items(), start=1):
         axes = figure.add_subplot(rows_needed, columns, position)
-        axes.plot(*np.array(rows).T, lw=1, color=_COLORS[0])
+        axes.plot(*np.array(rows).T, lw=1, color=COLORS[0])
         axes.set(title=name, xlabel="step")
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def by_origin(axes: Axes, layout: np.ndarray, translated: np.ndarray, title: str = "") -> None:
+    """Measured and translated cells in one panel, told apart by colour.
+
+    Parameters
+    ----------
+    layout
+        Where the cells are, shape (n, 2).
+    translated
+        Which of them are translations, shape (n,).
+    """
+    origin = _palette(pd.Series(np.where(translated, _NAMES[1], _NAMES[0])), _ORIGIN)
+    _panel(axes, layout, origin, np.ones(len(layout), dtype=bool), title)
+
+
+def by_value(
+    panels: Sequence[Axes], layout: np.ndarray, translated: np.ndarray, values: pd.Series, titles: tuple[str, str]
+) -> None:
+    """Measured cells in one panel and translated ones in another, each coloured by `values` over the others' shadow.
+
+    Parameters as in `by_origin`; `values` has n rows, labels or numbers.
+    """
+    colors = _palette(values)
+    _panel(panels[0], layout, colors, ~translated, titles[0], legend=False)
+    _panel(panels[1], layout, colors, translated, titles[1])
 
 
 @dataclass(frozen=True)
@@ -176,7 +202,7 @@ def _palette(values: pd.Series, fixed: dict[str, str] | None = None) -> _Palette
     from matplotlib.colors import Normalize, to_rgba_array
 
     numbers = pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype)
-    if numbers and values.nunique() > len(_COLORS):
+    if numbers and values.nunique() > len(COLORS):
         scale = ScalarMappable(Normalize(values.min(), values.max()), "viridis")
         rgba = scale.to_rgba(values.to_numpy(dtype=float))
         rgba[values.isna()] = to_rgba_array(_GREY)
@@ -191,9 +217,9 @@ def _palette(values: pd.Series, fixed: dict[str, str] | None = None) -> _Palette
 def _level_colors(values: pd.Series) -> dict[str, str]:
     """Colour by label, in the labels' own order; the rarest go without one where there are more than colours."""
     counts = values.dropna().value_counts()
-    kept = counts[counts > 0].index[: len(_COLORS) + len(_MORE_COLORS)]
+    kept = counts[counts > 0].index[: len(COLORS) + len(_MORE_COLORS)]
     order = [level for level in values.cat.categories if level in kept] if hasattr(values, "cat") else _sorted(kept)
-    return dict(zip(map(_label, order), _COLORS + _MORE_COLORS, strict=False))
+    return dict(zip(map(_label, order), COLORS + _MORE_COLORS, strict=False))
 
 
 def _sorted(levels: pd.Index) -> list[Any]:

@@ -72,7 +72,7 @@ def intervals(
     if len({table.shape for table in tables.values()}) > 1:
         raise InputError("Scores have different shapes; one set of resamples needs the same cells and seeds in all.")
     found = {}
-    means = _resampled_means(list(tables.values()), n_boot, seed)
+    means = resampled_means(list(tables.values()), n_boot, seed)
     for (name, table), mean in zip(tables.items(), means, strict=True):
         low, high = np.nanquantile(mean, [(1 - level) / 2, (1 + level) / 2])
         found[name] = Interval(float(np.nanmean(table)), float(low), float(high), level, *table.shape)
@@ -103,7 +103,7 @@ def _loss(a: np.ndarray, b: np.ndarray, lower_is_better: bool, seed: int) -> Int
     return difference(a, b, seed=seed) if lower_is_better else difference(b, a, seed=seed)
 
 
-def _resampled_means(tables: list[np.ndarray], n_boot: int, seed: int) -> np.ndarray:
+def resampled_means(tables: list[np.ndarray], n_boot: int, seed: int) -> np.ndarray:
     """Means under multinomial weights on rows and columns, shape (number of tables, n_boot), in chunks of resamples."""
     if not tables:
         return np.empty((0, n_boot))

@@ -53,10 +53,13 @@ class Scores:
         One figure per score; NaN where it is not defined.
     per_cell
         The values whose mean a score is, shape (n,), for `celltransfer.metrics.bootstrap`.
+    per_feature
+        The values whose mean a score is, shape (number of predicted features,), in the order of the prediction.
     """
 
     values: dict[str, float]
     per_cell: dict[str, np.ndarray] = field(repr=False)
+    per_feature: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]
@@ -260,12 +263,13 @@ def score(task: Task, prediction: Prediction, *, spearman: bool = True) -> Score
     result = score_points(task, task.space.transform(matrix, features))
     truth = task.truth_normalised[:, features]
     per_cell = result.per_cell | {"mse": scores.mse_per_cell(matrix, truth)}
-    values = dict(result.values)
+    per_feature = {}
     methods: list[Literal["pearson", "spearman"]] = ["pearson", "spearman"] if spearman else ["pearson"]
     for method in methods:
         per_cell[f"{method}_per_cell"] = scores.correlation_per_cell(matrix, truth, method)
-        values[f"{method}_per_feature"] = float(scores.correlation_per_feature(matrix, truth, method).mean())
-    return Scores(values | {name: _mean(per_cell[name]) for name in per_cell}, per_cell)
+        per_feature[f"{method}_per_feature"] = scores.correlation_per_feature(matrix, truth, method)
+    means = {name: _mean(values) for name, values in (per_cell | per_feature).items()}
+    return Scores(result.values | means, per_cell, per_feature)
 
 
 def score_points(task: Task, points: np.ndarray) -> Scores:

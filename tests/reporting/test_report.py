@@ -195,7 +195,8 @@ def test_the_forms_agree(result):
     again = pd.DataFrame.from_dict(stored["scores"], orient="index").astype(float)
     pd.testing.assert_frame_equal(again[frame.columns], frame.astype(float))
     shown = result.headline()
-    rows = [line.strip("| ").split(" | ") for line in result.to_markdown().splitlines() if line.startswith("| ")]
+    first = result.to_markdown().partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in first.splitlines() if line.startswith("| ")]
     assert len(rows[0]) == 1 + shown.shape[1]
     assert [row[0] for row in rows[1:]] == list(shown.index)
     assert float(rows[1][1]) == pytest.approx(frame.loc["translation", "foscttm"], abs=5e-4)
@@ -334,7 +335,7 @@ def test_signed_embeddings_have_no_library_size():
 
 
 def test_many_cells_are_sampled_and_it_is_said(model, cells, monkeypatch):
-    monkeypatch.setattr("celltransfer.reporting.MAX_CELLS", 50)
+    monkeypatch.setattr("celltransfer.reporting.scored.MAX_CELLS", 50)
     first, second, other = (ct.report(model, cells, seed=seed) for seed in (0, 0, 1))
     n = (cells.obs["split"] == "test").sum()
     assert first.about["n_cells"] == first.about["max_cells"] == 50
