@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from celltransfer.cli import catalogue, models, suites
+from celltransfer.cli import benchmark, catalogue, models, suites
 
 app = typer.Typer(
     help="Translate single cells between modalities from unpaired cells and a handful of anchors.",
@@ -42,3 +42,4 @@ def main(
 for command in (models.demo, models.fit, models.translate, models.evaluate, catalogue.methods, suites.validate):
     app.command()(command)
 app.add_typer(catalogue.datasets_app, name="datasets")
+app.add_typer(benchmark.benchmark_app, name="benchmark")

@@ -1,0 +1,170 @@
+"""Commands side by side, each in a process of its own, with its time and memory measured and limited from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_POLL = 0.05
+_MAX_REASON = 300
+
+
+@dataclass
+class Ended:
+    """How a process ended.
+
+    Attributes
+    ----------
+    status
+        ``"ok"``, ``"failed"`` (an exit code), ``"killed"`` (a signal), ``"timeout"`` or ``"memory"`` (our limits).
+    reason
+        What happened, in one line; empty where nothing did.
+    seconds, cpu_seconds
+        Wall time and CPU time, of its children too.
+    peak_mb
+        Peak resident memory. NaN where the system does not say.
+    load
+        The machine's load average when it started.
+    """
+
+    status: str
+    reason: str
+    seconds: float
+    cpu_seconds: float = float("nan")
+    peak_mb: float = float("nan")
+    load: float = float("nan")
+
+
+@dataclass
+class _Running:
+    name: Any
+    process: subprocess.Popen[bytes]
+    log: BinaryIO
+    start: float = field(default_factory=time.perf_counter)
+    load: float = field(default_factory=lambda: os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"))
+
+
+def side_by_side(
+    commands: Iterable[tuple[Any, list[str], Path]],
+    *,
+    processes: int = 1,
+    max_seconds: float | None = None,
+    max_mb: float | None = None,
+    threads: int = 1,
+    env: dict[str, str] | None = None,
+) -> Iterator[tuple[Any, Ended]]:
+    """Run commands, each given with a name and a folder for its output, and give how they ended, as they end.
+
+    Parameters
+    ----------
+    processes
+        Commands at a time.
+    max_seconds, max_mb
+        What each may take, wall time and resident memory (looked at while it runs, on Linux); it is killed beyond.
+    threads
+        Threads of numerical libraries in each.
+    env
+        Environment variables that they get beside this process's.
+    """
+    limit = {name: str(threads) for name in _THREADS}
+    waiting, running = iter(commands), list[_Running]()
+    exhausted = False
+    try:
+        while running or not exhausted:
+            while not exhausted and len(running) < processes:
+                command = next(waiting, None)
+                if command is None:
+                    exhausted = True
+                else:
+                    running.append(_started(*command, os.environ | limit | (env or {})))
+            for item in list(running):
+                ended = _ended(item, max_seconds, max_mb)
+                if ended is not None:
+                    running.remove(item)
+                    item.log.close()
+                    yield item.name, ended
+            time.sleep(_POLL)
+    finally:
+        for item in running:
+            _kill(item.process)
+            item.process.wait()
+            item.log.close()
+
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+def _started(name: Any, command: list[str], folder: Path, env: dict[str, str]) -> _Running:
+    log = open(folder / "log", "w+b")
+    # A session of its own, so that what it starts can be killed with it.
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
+    )
+    return _Running(name, process, log)
+
+
+def _ended(item: _Running, max_seconds: float | None, max_mb: float | None) -> Ended | None:
+    """How a process ended; ``None`` while it runs. Kills what is beyond its limits."""
+    seconds = time.perf_counter() - item.start
+    status = reason = ""
+    if max_seconds is not None and seconds > max_seconds:
+        status, reason = "timeout", f"not done after {max_seconds:g} s"
+    elif max_mb is not None and (used := _resident_mb(item.process.pid)) > max_mb:
+        status, reason = "memory", f"took {used:.0f} MB, and may take {max_mb:g}"
+    if status:
+        _kill(item.process)
+    usage = _waited(item.process, block=bool(status))
+    if usage is None:
+        return None
+    code = item.process.returncode
+    if not status:
+        status = "ok" if code == 0 else "killed" if code < 0 else "failed"
+        reason = "" if code == 0 else _reason(code, item.log)
+    return Ended(status, reason, time.perf_counter() - item.start, *usage, load=item.load)
+
+
+def _waited(process: subprocess.Popen[bytes], *, block: bool) -> tuple[float, float] | None:
+    """CPU seconds and peak MB of a process that ended, or ``None``."""
+    if not hasattr(os, "wait4"):
+        code = process.wait() if block else process.poll()
+        return None if code is None else (float("nan"), float("nan"))
+    pid, state, usage = os.wait4(process.pid, 0 if block else os.WNOHANG)
+    if pid == 0:
+        return None
+    process.returncode = os.waitstatus_to_exitcode(state)
+    kilo = 1024 * 1024 if os.uname().sysname == "Darwin" else 1024
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / kilo
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+    except ProcessLookupError:  # it ended by itself
+        pass
+
+
+def _reason(code: int, log: BinaryIO) -> str:
+    """The signal or exit code, and the last line that the process wrote."""
+    log.seek(0)
+    lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    said = f": {lines[-1].strip()}" if lines else ""
+    if code == -signal.SIGKILL:
+        said = ", as a machine out of memory does" + said
+    what = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return (what + said)[:_MAX_REASON]
+
+
+def _resident_mb(pid: int) -> float:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -1,0 +1,180 @@
+"""The commands that run the benchmark and read what it found."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from celltransfer.cli.session import print_columns, say, session
+
+if TYPE_CHECKING:
+    from celltransfer.benchmark import Job
+
+benchmark_app = typer.Typer(
+    help="Compare methods on co-assayed cells whose pairing is hidden: registered data, or your own pilot.",
+    no_args_is_help=True,
+)
+
+
+class Part(StrEnum):
+    """Cells that are scored."""
+
+    dev = "dev"
+    test = "test"
+
+
+class Regime(StrEnum):
+    """What the unpaired cells are."""
+
+    disjoint = "disjoint"
+    shared = "shared"
+
+
+class Redo(StrEnum):
+    """What is run again."""
+
+    failed = "failed"
+    all = "all"
+
+
+class Lists(TyperCommand):
+    """A command whose options that may be repeated also take several values at once: ``--seeds 0 1 2``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before each of its values."""
+        several = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
+        repeated: list[str] = []
+        option, n_values = "", 0
+        for text in args:
+            if text.startswith("-"):
+                option, n_values = text, 0
+            else:
+                if option in several and n_values:
+                    repeated.append(option)
+                n_values += 1
+            repeated.append(text)
+        return super().parse_args(ctx, repeated)
+
+
+Folder = Annotated[Path, typer.Argument(help="Folder that `benchmark run` wrote, or its results.csv.", exists=True)]
+Slice = Annotated[
+    str | None, typer.Argument(metavar="[SLICE]", help="Named part of the grid, see `celltransfer benchmark slices`.")
+]
+
+
+@benchmark_app.command("run", cls=Lists)
+def run(
+    slice_: Slice = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results; rows it has are not run again.")] = Path(
+        "celltransfer-benchmark"
+    ),
+    datasets: Annotated[
+        list[str] | None, typer.Option(help="Data sets; NAME:backward is the other direction.", metavar="NAME...")
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Methods, 'METHOD(option=value, ...)', peers, controls; 'ours' and 'peers' are all of them.",
+            metavar="NAME...",
+        ),
+    ] = None,
+    anchors: Annotated[list[int] | None, typer.Option(help="Numbers of anchors.", metavar="K...", min=0)] = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds.", min=1)] = None,
+    first_seed: Annotated[int, typer.Option(help="The first of the seeds.", min=0)] = 0,
+    regimes: Annotated[list[Regime] | None, typer.Option(help="What the unpaired cells are.")] = None,
+    part: Annotated[Part, typer.Option(help="Cells to score: dev for choices, test for what is reported.")] = Part.test,
+    backward: Annotated[bool, typer.Option("--backward", help="The other direction of every data set.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Your own co-assayed cells (.h5mu), instead of --datasets.", exists=True)
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="With --data: modality to translate from.")] = None,
+    target: Annotated[str | None, typer.Option(help="With --data: modality to translate to.")] = None,
+    labels: Annotated[str | None, typer.Option(help="With --data: obs column for scores by label.")] = None,
+    conditions: Annotated[str | None, typer.Option(help="With --data: obs column that methods may use.")] = None,
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option(help="With --data: MODALITY=rna, atac, protein, methylation or none.", metavar="NAME=KIND..."),
+    ] = None,
+    processes: Annotated[int, typer.Option(help="Jobs at a time, each in a process of its own.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of each job.", min=1)] = 1,
+    max_seconds: Annotated[float, typer.Option(help="Wall time of a job; it is stopped beyond.", min=1)] = 900,
+    max_mb: Annotated[float | None, typer.Option(help="Memory of a job; it is stopped beyond.", min=1)] = None,
+    redo: Annotated[Redo | None, typer.Option(help="Run again what failed, or all.")] = None,
+    imports: Annotated[
+        list[str] | None, typer.Option("--import", help="Module that registers translators of yours.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs, and run none.")] = False,
+) -> None:
+    """Score methods on hidden pairs, job by job; an interrupted run goes on where it stopped."""
+    with session():
+        from celltransfer import benchmark
+        from celltransfer.benchmark.methods import CONTROLS
+        from celltransfer.errors import ConfigError
+
+        _import(imports)
+        if slice_ and slice_ not in benchmark.slices():
+            raise ConfigError(f"There is no slice {slice_!r}; there are {', '.join(benchmark.slices())}.")
+        if data is not None:
+            pairs = dict(item.split("=", 1) for item in kinds or [] if "=" in item)
+            arms = [benchmark.own_arm(data, source, target, labels, conditions, pairs)]
+        else:
+            arms = [benchmark.arm(name) for name in datasets or []]
+        names = list(methods) if methods else None
+        how: dict[str, Any] = {"part": part.value, "imports": imports or ()}
+        if anchors:
+            how["anchors"] = anchors
+        if seeds or first_seed:
+            how["seeds"] = range(first_seed, first_seed + (seeds or 3))
+        if names and CONTROLS not in names:
+            names.insert(0, CONTROLS)
+        wanted = [regime.value for regime in regimes] if regimes else None
+        jobs = benchmark.slice_jobs(slice_ or "core", arms=arms, names=names, regimes=wanted, backward=backward, **how)
+        if dry_run:
+            _list(jobs)
+            return
+        benchmark.run(
+            jobs,
+            out,
+            processes=processes,
+            threads=threads,
+            max_seconds=max_seconds,
+            max_mb=max_mb,
+            redo=redo.value if redo else None,
+            tell=say,
+        )
+        say(f"Results in {out}/results.csv; `celltransfer benchmark table {out}` prints them.")
+
+
+@benchmark_app.command("slices")
+def list_slices() -> None:
+    """List the named parts of the grid."""
+    with session():
+        import pandas as pd
+
+        from celltransfer import benchmark
+
+        rows = [
+            (name, len(benchmark.slice_jobs(name)), f"{part.about}: {', '.join(part.datasets)}")
+            for name, part in benchmark.slices().items()
+        ]
+        print_columns(pd.DataFrame(rows, columns=["name", "jobs", "about"]))
+
+
+def _import(names: list[str] | None) -> None:
+    """Import users' modules, from the current folder too, as the jobs will."""
+    if names and "" not in sys.path:
+        sys.path.insert(0, "")
+    for name in names or []:
+        importlib.import_module(name)
+
+
+def _list(jobs: list[Job]) -> None:
+    for job in jobs:
+        print(" ".join(f"{name}={value}" for name, value in job.key.items()))
+    say(f"{len(jobs)} jobs.")
