@@ -367,7 +367,7 @@ def test_methods_and_help():
     listed = run("methods").stdout.splitlines()
     assert [line.split()[0] for line in listed] == list(ct.translators.available())
     assert run("--version").stdout == f"{ct.__version__}\n"
-    commands = ["demo", "fit", "translate", "evaluate", "validate", "datasets", "datasets fetch"]
+    commands = ["demo", "fit", "translate", "report", "validate", "datasets", "datasets fetch"]
     for command in ("", *commands):
         assert "Usage" in run(*command.split(), "--help").stdout
     positions = [run("--help").stdout.index(f" {command} ") for command in commands if " " not in command]

@@ -39,7 +39,11 @@ def main(
     """Translate single cells between modalities from unpaired cells and a handful of anchors."""
 
 
-for command in (models.demo, models.fit, models.translate, models.evaluate, catalogue.methods, suites.validate):
+for command in (models.demo, models.fit, models.translate):
+    app.command()(command)
+app.command("report")(models.evaluate)
+app.command("evaluate", hidden=True)(models.evaluate)  # its earlier name
+for command in (catalogue.methods, suites.validate):
     app.command()(command)
 app.add_typer(catalogue.datasets_app, name="datasets")
 app.add_typer(benchmark.benchmark_app, name="benchmark")

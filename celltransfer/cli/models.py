@@ -192,23 +192,41 @@ def evaluate(
     data: Input,
     model_dir: Model,
     labels: Annotated[str | None, typer.Option(help="obs column with cell labels, for the scores by label.")] = None,
+    groups: Annotated[str | None, typer.Option(help="More obs columns to score by, comma separated.")] = None,
     pairs: Annotated[
         Path | None,
         typer.Option(help="CSV with columns source_id,target_id: true partners with different barcodes.", exists=True),
     ] = None,
+    curve: Annotated[bool, typer.Option("--curve", help="Fit again with fewer anchors, for a curve.")] = False,
+    max_seconds: Annotated[float, typer.Option(help="Time for the fits of the curve.", min=0)] = 120,
     seed: Seed = 0,
     report: ReportFile = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a page with pictures to FILE.")] = None,
+    csv_folder: Annotated[Path | None, typer.Option("--csv", help="Also write every table to FOLDER.")] = None,
     json_file: JsonFile = None,
     strict: Strict = False,
     verbose: Verbose = False,
 ) -> None:
-    """Score a saved model on the co-assayed cells of a MuData, controls beside it."""
+    """Report on a saved model: scores on the co-assayed cells of a MuData, controls beside it."""
     with session(verbose):
         from celltransfer.files import load
 
         model = load(model_dir)
-        result = _report(model, _read(data), labels=labels, pairs=None if pairs is None else _table(pairs), seed=seed)
+        result = _report(
+            model,
+            _read(data),
+            labels=labels,
+            groups=groups.split(",") if groups else None,
+            pairs=None if pairs is None else _table(pairs),
+            curve=curve,
+            max_seconds=max_seconds,
+            seed=seed,
+        )
         _write_report(result, report, json_file)
+        if html is not None:
+            _write(html, result.to_html())
+        if csv_folder is not None:
+            result.to_csv(csv_folder)
         _show(result)
         _exit(model, strict)
 
@@ -333,15 +351,19 @@ def _draw(model: TransferModel, mdata: MuData, path: Path, seed: int) -> None:
 
 
 def _write_report(result: Report, path: Path | None, json_file: Path | None, *more: Path) -> None:
-    from celltransfer.data.writeback import atomic_path
-
     forms = {".json": result.to_json, ".html": result.to_html}
     files = [(file, forms.get(file.suffix, result.to_markdown)) for file in (path, *more) if file is not None]
     if json_file is not None:
         files.append((json_file, result.to_json))
     for file, form in files:
-        with atomic_path(file) as part:
-            part.write_text(form(), encoding="utf-8")
+        _write(file, form())
+
+
+def _write(file: Path, text: str) -> None:
+    from celltransfer.data.writeback import atomic_path
+
+    with atomic_path(file) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _show(result: Report) -> None:

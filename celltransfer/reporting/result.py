@@ -179,10 +179,7 @@ class Report:
             "intervals": {name: list(bounds) for name, bounds in self.intervals.items()},
             "overall": _plain(self.overall),
             "evidence": _plain(self.evidence),
-            "by_group": {
-                str(grouping): _plain(part.droplevel(0))
-                for grouping, part in self.by_group.groupby(level=0, sort=False)
-            },
+            "by_group": {name: _plain(part.droplevel(0)) for name, part in tables.groupings(self.by_group)},
             "risk": _plain(self.risk.rename(index=str)),
             "curve": list(_plain(self.curve).values()),
             "notes": self.notes,

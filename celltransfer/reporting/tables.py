@@ -163,8 +163,8 @@ def _moments(matrix: Matrix) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _share_nonzero(matrix: Matrix) -> np.ndarray:
-    n = matrix.shape[0]
-    return (matrix.getnnz(axis=0) if sp.issparse(matrix) else np.count_nonzero(matrix, axis=0)) / n
+    found: Any = matrix != 0
+    return np.asarray(found.sum(axis=0)).ravel() / matrix.shape[0]
 
 
 def by_cell(
@@ -187,8 +187,8 @@ def by_cell(
 
 def confidences(cells: pd.DataFrame) -> list[str]:
     """The columns of `by_cell` that say how far to trust each cell, and differ between cells."""
-    own = [name for name in cells if str(name).startswith("translation_")]
-    return [str(n) for n in own if pd.api.types.is_numeric_dtype(cells[n]) and cells[n].nunique() > 1]
+    own = cells[[name for name in cells if str(name).startswith("translation_")]].select_dtypes("number")
+    return [str(name) for name in own if own[name].nunique() > 1]
 
 
 def risk(cells: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
