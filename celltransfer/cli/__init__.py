@@ -43,7 +43,7 @@ for command in (models.demo, models.fit, models.translate):
     app.command()(command)
 app.command("report")(models.evaluate)
 app.command("evaluate", hidden=True)(models.evaluate)  # its earlier name
-for command in (catalogue.methods, suites.validate):
-    app.command()(command)
+app.command()(catalogue.methods)
+app.command()(suites.validate)
 app.add_typer(catalogue.datasets_app, name="datasets")
 app.add_typer(benchmark.benchmark_app, name="benchmark")
