@@ -35,7 +35,11 @@ _MAX_TEXT = 300
 
 
 class Skipped(Exception):
-    """The method cannot do this job; the message says why."""
+    """The method cannot do this job; the message says why. `versions` of what was looked at."""
+
+    def __init__(self, reason: str, versions: str = f"celltransfer {__version__}") -> None:
+        super().__init__(reason)
+        self.versions = versions
 
 
 def run(job: Job, max_seconds: float = 900.0) -> tuple[list[Row], dict[str, np.ndarray]]:
@@ -48,8 +52,8 @@ def run(job: Job, max_seconds: float = 900.0) -> tuple[list[Row], dict[str, np.n
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             rows, cells = _rows(job, max_seconds)
-    except (Skipped, AnchorError) as reason:
-        rows, cells = [{"status": "skipped", "reason": _text(reason)}], {}
+    except Skipped as reason:
+        rows, cells = [{"status": "skipped", "reason": _text(reason), "versions": reason.versions}], {}
     except Exception as error:  # noqa: BLE001 - a method may fail in any way, and the grid goes on
         rows, cells = [{"status": "failed", "reason": _text(f"{type(error).__name__}: {error}")}], {}
     rest = {"run_seconds": time.perf_counter() - start, "celltransfer": __version__, "machine": machine()}
@@ -58,7 +62,10 @@ def run(job: Job, max_seconds: float = 900.0) -> tuple[list[Row], dict[str, np.n
 
 def _rows(job: Job, max_seconds: float) -> tuple[list[Row], dict[str, np.ndarray]]:
     start = time.perf_counter()
-    task = job.arm.task(job.arm.load(), regime=job.regime, part=job.part, k=job.k, seed=job.seed)  # type: ignore[arg-type]
+    try:
+        task = job.arm.task(job.arm.load(), regime=job.regime, part=job.part, k=job.k, seed=job.seed)  # type: ignore[arg-type]
+    except AnchorError as error:
+        raise Skipped(str(error)) from error
     about = {"n": task.truth.n_obs, "load_seconds": time.perf_counter() - start, "versions": _versions()}
     if job.method.kind == "controls":
         return _controls(task, job, about)
@@ -93,11 +100,13 @@ def _controls(task: Task, job: Job, about: Row) -> tuple[list[Row], dict[str, np
 def _peer(job: Job, task: Task, max_seconds: float) -> tuple[Any, Row]:
     from celltransfer.benchmark import peers
 
-    reason = peers.missing(job.method.runs) or peers.applies(job.method.runs, task)
-    if reason:
-        raise Skipped(reason)
+    if reason := peers.missing(job.method.runs):
+        raise Skipped(reason, "")
+    versions = peers.versions(job.method.runs)
+    if reason := peers.applies(job.method.runs, task):
+        raise Skipped(reason, versions)
     prediction = peers.translate(job.method.runs, task, seed=job.seed, max_seconds=max_seconds)
-    return prediction, {"versions": peers.versions(job.method.runs)}
+    return prediction, {"versions": versions}
 
 
 def _fitted(job: Job, task: Task) -> tuple[TransferModel, Row]:

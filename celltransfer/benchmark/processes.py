@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -78,25 +80,44 @@ def side_by_side(
     waiting, running = iter(commands), list[_Running]()
     exhausted = False
     try:
-        while running or not exhausted:
-            while not exhausted and len(running) < processes:
-                command = next(waiting, None)
-                if command is None:
-                    exhausted = True
-                else:
-                    running.append(_started(*command, os.environ | limit | (env or {})))
-            for item in list(running):
-                ended = _ended(item, max_seconds, max_mb)
-                if ended is not None:
-                    running.remove(item)
-                    item.log.close()
-                    yield item.name, ended
-            time.sleep(_POLL)
+        with _stopped_by_terminate():
+            while running or not exhausted:
+                while not exhausted and len(running) < processes:
+                    command = next(waiting, None)
+                    if command is None:
+                        exhausted = True
+                    else:
+                        running.append(_started(*command, os.environ | limit | (env or {})))
+                for item in list(running):
+                    ended = _ended(item, max_seconds, max_mb)
+                    if ended is not None:
+                        running.remove(item)
+                        item.log.close()
+                        yield item.name, ended
+                time.sleep(_POLL)
     finally:
         for item in running:
             _kill(item.process)
             item.process.wait()
             item.log.close()
+
+
+@contextmanager
+def _stopped_by_terminate() -> Iterator[None]:
+    """Let SIGTERM end this process in order, so that those it started end with it."""
+    in_main = threading.current_thread() is threading.main_thread()
+    ours = in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    def stop(*_: Any) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")

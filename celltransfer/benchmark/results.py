@@ -49,9 +49,8 @@ class Results:
     def left(self, jobs: list[Job], redo: str | None = None) -> list[Job]:
         """Jobs that are still to be run.
 
-        A job has been run where there is a row of this version of the package. Those that were skipped are looked at
-        again, as what was missing may be there now; ``redo="failed"`` runs those again that did not end well, and
-        ``redo="all"`` all.
+        A job has been run where there is a row of this version of the package, unless it was skipped for a peer that
+        is not installed. ``redo="failed"`` runs those again that did not end well, and ``redo="all"`` all.
         """
         if redo not in (None, "failed", "all"):
             raise ConfigError(f"redo={redo!r} is not known; choose 'failed' or 'all'.")
@@ -60,9 +59,10 @@ class Results:
         rows = _read_text(self.path)
         if len(rows) and (others := sorted(set(rows["celltransfer"]) - {__version__})):
             _log.warning("%s has rows of celltransfer %s; they do not count.", self.path, ", ".join(others))
-        final = ("ok",) if redo else ("ok", "failed", "killed", "timeout", "memory")
-        good = rows[(rows["celltransfer"] == __version__) & rows["status"].isin(final)] if len(rows) else rows
-        done = set(good[KEY].itertuples(index=False, name=None)) if len(good) else set()
+        again = (rows["status"] == "skipped") & (rows["versions"] == "")
+        if redo == "failed":
+            again |= rows["status"] != "ok"
+        done = set(rows.loc[(rows["celltransfer"] == __version__) & ~again, KEY].itertuples(index=False, name=None))
         return [job for job in jobs if _row_key(job) not in done]
 
     def add(self, rows: list[dict[str, Any]], cells: Path | None) -> None:
@@ -107,17 +107,35 @@ def load(path: str | Path) -> pd.DataFrame:
         rows = pd.read_csv(path, low_memory=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as results of the benchmark: {error}") from error
-    missing = [name for name in [*KEY, "status"] if name not in rows]
+    missing = [name for name in [*KEY, "status", "foscttm"] if name not in rows]
     if missing:
         raise InputError(f"{path} does not hold results of the benchmark: it has no column {missing[0]!r}.")
     rows["reason"] = rows["reason"].fillna("") if "reason" in rows else ""
+    rows["reference_share"] = _reference_share(rows)
     rows.attrs["folder"] = str(path.parent)
     return rows
 
 
-def ours(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+def _reference_share(rows: pd.DataFrame) -> pd.Series:
+    """Share of the way from chance to the ceiling that FOSCTTM went, on the same problem."""
+    problem = KEY[:-1]
+    ends = [
+        rows.loc[rows["method"] == CONTROL_PREFIX + name, [*problem, "foscttm"]].rename(columns={"foscttm": name})
+        for name in ("chance", "reference")
+    ]
+    both = rows[problem].merge(ends[0], how="left", on=problem).merge(ends[1], how="left", on=problem)
+    share = (rows["foscttm"].to_numpy() - both["chance"]) / (both["reference"] - both["chance"])
+    return pd.Series(share.to_numpy(), index=rows.index)
+
+
+def scored(rows: pd.DataFrame, method: str) -> pd.DataFrame:
     """Rows of one method that ended well."""
-    return rows[(rows["method"] == name) & (rows["status"] == "ok")]
+    return rows[(rows["method"] == method) & (rows["status"] == "ok")]
+
+
+def higher_is_better(score: str) -> bool:
+    """Whether more of a score is better: not for FOSCTTM, errors and distances."""
+    return not score.startswith(("foscttm", "mse", "bias", "energy_distance", "classifier_auc"))
 
 
 def per_cell(rows: pd.DataFrame, method: str, score: str, seeds: list[int]) -> np.ndarray | None:
@@ -146,13 +164,14 @@ def _row_key(job: Job) -> tuple[str, ...]:
 
 
 def _read_text(path: Path) -> pd.DataFrame:
+    needed = [*KEY, "status", "versions", "celltransfer"]
     if not path.exists():
-        return pd.DataFrame(columns=[*KEY, "status", "celltransfer"], dtype=str)
+        return pd.DataFrame(columns=needed, dtype=str)
     try:
         rows = pd.read_csv(path, dtype=str, na_filter=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}. Give another folder, or remove the file.") from error
-    missing = [name for name in [*KEY, "status", "celltransfer"] if name not in rows]
+    missing = [name for name in needed if name not in rows]
     if missing:
         raise ConfigError(f"{path} holds no results of the benchmark: no column {missing[0]!r}. Give another folder.")
     return rows

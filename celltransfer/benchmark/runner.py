@@ -61,9 +61,10 @@ def run(
     results = Results(out)
     left = results.left(jobs, redo)
     tell(f"{len(left)} of {len(jobs)} jobs to run.")
+    here = _without_missing(left, results, tell)
     spent: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="celltransfer-benchmark-") as scratch:
-        commands = _commands(left, Path(scratch), max_seconds)
+        commands = _commands(here, Path(scratch), max_seconds)
         limits = {"max_seconds": max_seconds, "max_mb": max_mb, "processes": processes, "threads": threads}
         for done, ((job, folder), ended) in enumerate(side_by_side(commands, env=_environment(), **limits), 1):  # type: ignore[arg-type]
             rows = _rows(job, folder, ended)
@@ -71,7 +72,7 @@ def run(
             results.add(rows, cells if cells.exists() else None)
             cells.unlink(missing_ok=True)
             spent[job.method.name] = spent.get(job.method.name, 0.0) + ended.cpu_seconds
-            tell(f"{done}/{len(left)} {describe(rows[-1])}")
+            tell(f"{done}/{len(here)} {describe(rows[-1])}")
     if spent:
         hours = ", ".join(f"{name} {s / 3600:.2f}" for name, s in sorted(spent.items(), key=lambda item: -item[1]))
         tell(f"CPU hours: {sum(spent.values()) / 3600:.2f} ({hours}).")
@@ -85,6 +86,25 @@ def describe(row: dict[str, Any]) -> str:
         return f"{what}: {row['status']}, {row['reason']}"
     scores = f"foscttm {row['foscttm']:.3f}, knn@50 {row['knn_accuracy@50']:.3f}"
     return f"{what}: {scores}, {row['seconds']:.1f} s, {row['peak_mb']:.0f} MB {row.get('verdict', '')}".rstrip()
+
+
+def _without_missing(jobs: list[Job], results: Results, tell: Callable[[str], None]) -> list[Job]:
+    """Jobs that can be run here; those of peers that are not installed become rows that say so."""
+    from celltransfer.benchmark import peers
+
+    missing = {m: peers.missing(m) for m in {job.method.runs for job in jobs if job.method.kind == "peer"}}
+    absent = [job for job in jobs if job.method.kind == "peer" and missing[job.method.runs]]
+    if absent:
+        reasons = {job.method.name: missing[job.method.runs] for job in absent}
+        results.add([_bare_row(job, "skipped", str(reasons[job.method.name])) for job in absent], None)
+        for name, reason in reasons.items():
+            tell(f"{name}: skipped, {reason}")
+    return [job for job in jobs if job not in absent]
+
+
+def _bare_row(job: Job, status: str, reason: str) -> dict[str, Any]:
+    about = {"source": job.arm.source, "target": job.arm.target, "status": status, "reason": reason, "versions": ""}
+    return job.key | about | {"celltransfer": __version__, "machine": machine()}
 
 
 def _commands(jobs: list[Job], scratch: Path, max_seconds: float) -> Iterator[tuple[Any, list[str], Path]]:
@@ -102,11 +122,8 @@ def _rows(job: Job, folder: Path, ended: Ended) -> list[dict[str, Any]]:
     if path.exists():
         rows = json.loads(path.read_text(encoding="utf-8"))
     else:
-        reason = ended.reason or "it ended without a result"
-        about = {"source": job.arm.source, "target": job.arm.target, "status": ended.status, "reason": reason}
-        rows = [job.key | about | {"celltransfer": __version__, "machine": machine()}]
-        if rows[0]["status"] == "ok":
-            rows[0]["status"] = "failed"
+        status = "failed" if ended.status == "ok" else ended.status
+        rows = [_bare_row(job, status, ended.reason or "it ended without a result")]
     cost = {"total_seconds": ended.seconds / len(rows), "cpu_seconds": ended.cpu_seconds / len(rows)}
     return [row | cost | {"process_peak_mb": ended.peak_mb, "load": ended.load} for row in rows]
 

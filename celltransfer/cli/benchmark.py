@@ -151,6 +151,87 @@ def run(
         say(f"Results in {out}/results.csv; `celltransfer benchmark table {out}` prints them.")
 
 
+@benchmark_app.command("table", cls=Lists)
+def table(
+    results: Folder,
+    scores: Annotated[list[str] | None, typer.Option(help="Scores; columns of the results.", metavar="NAME...")] = None,
+    targets: Annotated[
+        Path | None, typer.Option(help="CSV of figures to reach: dataset,k,target,score,regime.", exists=True)
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Say how this method does against the others; '' says nothing.")
+    ] = None,
+) -> None:
+    """Print the tables as Markdown, with what a method can claim against the others."""
+    with session():
+        from celltransfer.benchmark import compare, load, tables
+        from celltransfer.benchmark.grid import default_method
+
+        rows = load(results)
+        wanted = None if targets is None else tables.read_targets(targets)
+        print(tables.report(rows, scores or tables.SCORES, wanted))
+        first = default_method() if method is None else method
+        said = compare.sentences(compare.compare(rows, first), first)
+        if said:
+            print(f"FOSCTTM of {first} against the others, 95 % intervals over cells and seeds:\n")
+            print("\n".join(said))
+
+
+@benchmark_app.command("compare", cls=Lists)
+def compare_methods(
+    results: Folder,
+    first: Annotated[str, typer.Argument(help="Method.")],
+    others: Annotated[
+        list[str] | None, typer.Argument(help="Methods; 'best' is the best other.  [default: best ridge pls fgw]")
+    ] = None,
+    score: Annotated[str, typer.Option(help="foscttm, knn_accuracy@10 or knn_accuracy@50.")] = "foscttm",
+) -> None:
+    """Print paired differences between a method and others, with intervals over cells and seeds."""
+    with session():
+        from celltransfer.benchmark import compare, load
+        from celltransfer.errors import InputError
+        from celltransfer.markdown import markdown_table
+
+        found = compare.compare(load(results), first, others or compare.OTHERS, score)
+        if found.empty:
+            raise InputError(
+                f"{results} holds no scores per cell of {first!r} and another method on the same problems."
+            )
+        print("\n".join(markdown_table(found.set_index("dataset"))))
+
+
+@benchmark_app.command("curves", cls=Lists)
+def draw_curves(
+    results: Folder,
+    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("curves.png"),
+    methods: Annotated[
+        list[str] | None, typer.Option(help="Methods drawn as lines; other peers are the band.", metavar="NAME...")
+    ] = None,
+    score: Annotated[str, typer.Option(help="Score; a column of the results.")] = "foscttm",
+    regime: Annotated[Regime | None, typer.Option(help="Draw this regime only.")] = None,
+) -> None:
+    """Draw a score over the number of anchors, between ceiling and chance."""
+    with session():
+        from celltransfer.benchmark import curves, load
+        from celltransfer.data.writeback import atomic_path
+
+        figure = curves.curves(load(results), methods, score, regime.value if regime else None)
+        with atomic_path(out) as part:
+            figure.savefig(part, dpi=130)
+        say(f"Written to {out}.")
+
+
+@benchmark_app.command("verdicts")
+def judge_verdicts(
+    results: Folder, by: Annotated[str, typer.Option(help="Column to split by: method, dataset or k.")] = "method"
+) -> None:
+    """Hold the verdicts against the truth: confusion table, order, intervals."""
+    with session():
+        from celltransfer.benchmark import load, verdicts
+
+        print(verdicts.report(load(results), by), end="")
+
+
 @benchmark_app.command("slices")
 def list_slices() -> None:
     """List the named parts of the grid."""
