@@ -202,7 +202,7 @@ def _features(report: Report) -> Section:
                 "mean": part["mean_measured"].map(number),
                 "sd": part["sd_measured"].map(number),
                 "sd translated": part["sd_translated"].map(number),
-                "detected in": part["detected"].map(percent),
+                "detected in": part["detected"].map(tenths),
             }
         )
         blocks.append(Table(f"{which}.", frame))
@@ -227,7 +227,7 @@ def _cells(report: Report) -> Section:
     by = names[-1] if names else "foscttm"
     if names:
         ordered = found.sort_values(by, ascending=False, kind="stable")
-        what = "reliable cells by " + words.confidence_label(by).partition(":")[0]
+        what = "reliable cells by " + words.confidence_label(by)
     else:
         ordered, what = found.sort_values(by, kind="stable"), "reliable cells by FOSCTTM, in hindsight"
     for which, part in _extremes(ordered, f"most {what}", f"least {what}"):
@@ -241,9 +241,9 @@ def _confidence_sentences(report: Report) -> list[str]:
         correlation, kept = tables.rank_correlation(found, name), report.risk[name]
         half, best = (float(curve[kept.index == 0.5].iloc[0]) for curve in (kept, report.risk["best possible"]))
         sentences.append(
-            f"{words.confidence_label(name).capitalize()}. It ranks cells by their error with a correlation of "
-            f"{correlation:.2f} (1 is right for all, 0 for none); with the less confident half rejected, FOSCTTM goes "
-            f"from {found['foscttm'].mean():.3f} to {half:.3f} (at best {best:.3f})."
+            f"{words.confidence_label(name).capitalize()} (obs[{name!r}]) ranks cells by their error with a "
+            f"correlation of {correlation:.2f} (1 is right for all, 0 for none). With the less confident half "
+            f"rejected, FOSCTTM goes from {found['foscttm'].mean():.3f} to {half:.3f} (at best {best:.3f})."
         )
     return sentences
 
@@ -251,7 +251,7 @@ def _confidence_sentences(report: Report) -> list[str]:
 def _cell_table(part: pd.DataFrame, names: list[str], report: Report) -> pd.DataFrame:
     groups = [str(name) for name in report.by_group.index.unique(0)] if len(report.by_group) else []
     columns: dict[str, Any] = {name: part[name].map(lambda v: "" if pd.isna(v) else str(v)) for name in groups}
-    columns |= {words.confidence_label(name).partition(":")[0]: part[name].map(number) for name in names}
+    columns |= {words.confidence_label(name): part[name].map(number) for name in names}
     columns["FOSCTTM"] = part["foscttm"].map(number)
     columns["rank of the partner"] = part["partner_rank"].map(lambda rank: f"{rank:.0f}")
     return pd.DataFrame(columns, index=part.index.rename("cell"))

@@ -43,14 +43,15 @@ table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabu
 caption { text-align: left; padding-bottom: .4rem; caption-side: top; }
 th, td { padding: .28rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 thead th { vertical-align: bottom; white-space: normal; }
-tbody th, thead th:first-child { text-align: left; font-weight: 500; overflow-wrap: anywhere; }
+tbody th, thead th:first-child { text-align: left; font-weight: 500; white-space: normal; overflow-wrap: break-word;
+  max-width: 22rem; }
 tr.strong > * { font-weight: 700; background: var(--tint); }
 figure { margin: 1.25rem 0; }
 figure img { max-width: 100%; height: auto; background: #fff; border-radius: .5rem; }
 @media print {
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; }
   h2 { break-after: avoid; } figure, tr, .figures { break-inside: avoid; } .wide { overflow: visible; }
-  table { font-size: 8pt; } th, td { white-space: normal; padding: .15rem .35rem; }
+  table { font-size: 7.5pt; } th, td { padding: .15rem .3rem; } thead { display: table-header-group; }
   .level, .figures div, tr.strong > * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """

@@ -228,8 +228,9 @@ def _risk(report: Report) -> Picture | None:
     def draw() -> Figure:
         figure, axes = _axes(7.4, 3.6)
         for name, color in zip(names, pl.COLORS, strict=False):
-            label = words.confidence_label(name).partition(":")[0]
-            axes.plot(report.risk.index, report.risk[name], "-", lw=2, color=color, label=f"by {label}")
+            axes.plot(
+                report.risk.index, report.risk[name], lw=2, color=color, label=f"by {words.confidence_label(name)}"
+            )
         axes.plot(report.risk.index, report.risk["best possible"], color=_GREY, lw=1.4, label="best possible")
         _line(axes, all_cells, "at random", _GREY, horizontal=True)
         axes.set(xlabel="share of cells kept", ylabel="FOSCTTM of the cells kept", xlim=(1, 0), ylim=(0, None))
@@ -237,7 +238,7 @@ def _risk(report: Report) -> Picture | None:
         return figure
 
     middle = report.risk.iloc[len(report.risk) // 2]
-    half = ", ".join(f"{middle[name]:.3f} by {words.confidence_label(name).partition(':')[0]}" for name in names)
+    half = ", ".join(f"{middle[name]:.3f} by {words.confidence_label(name)}" for name in names)
     text = (
         f"FOSCTTM of the cells kept as the least confident are rejected: {all_cells:.3f} for all cells; for the more "
         f"confident half {half}, at best {middle['best possible']:.3f}."

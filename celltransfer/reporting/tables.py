@@ -223,26 +223,32 @@ def rank_correlation(cells: pd.DataFrame, confidence: str) -> float:
 
 
 def evidence(found: Mapping[str, float], table: pd.DataFrame, translation: str) -> pd.DataFrame:
-    """The verdict's evidence: estimates with their intervals and, where the truth is known, the measured score.
+    """The verdict's evidence, estimates first: their intervals and, where the truth is known, the measured score.
 
     Any ``x_estimate`` is taken for an estimate of the score ``x``, with the interval ``x_low`` to ``x_high``. ``held``
     says whether the interval holds what was measured.
     """
+    bounds = {key: _bounds(key, found) for key in found}
+    limits = {limit for pair in bounds.values() for limit in pair or ()}
     rows: dict[str, dict[str, Any]] = {}
-    bounds = {key.replace("_estimate", end) for key in found if "_estimate" in key for end in ("_low", "_high")}
-    for key, value in found.items():
-        if key in bounds:
-            continue
-        if "_estimate" not in key:
-            rows[key] = {"value": value}
-            continue
-        low, high = (found.get(key.replace("_estimate", end), float("nan")) for end in ("_low", "_high"))
+    for key in sorted(found.keys() - limits, key=lambda key: ("_estimate" not in key, list(found).index(key))):
         score = key.replace("_estimate", "")
-        measured = _measured(table, score, translation)
-        held = None if np.isnan(measured) or np.isnan(low) else bool(low <= measured <= high)
-        rows[score] = {"value": value, "low": low, "high": high, "measured": measured, "held": held}
+        rows[score] = {"value": found[key]}
+        if bounds[key]:
+            rows[score] |= dict(zip(("low", "high"), (found[limit] for limit in bounds[key] or ()), strict=True))
+        if "_estimate" in key:
+            rows[score]["measured"] = measured = _measured(table, score, translation)
+            low, high = (rows[score].get(end, float("nan")) for end in ("low", "high"))
+            rows[score]["held"] = None if np.isnan([measured, low, high]).any() else bool(low <= measured <= high)
     columns = ["value", "low", "high", "measured", "held"]
     return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns).rename_axis("evidence")
+
+
+def _bounds(key: str, found: Mapping[str, float]) -> tuple[str, str] | None:
+    """The keys of the interval around a figure: of x_estimate_y, x_low_y; of x_y, x_y_low or x_low."""
+    stems = [key.replace("_estimate", "{}")] if "_estimate" in key else [f"{key}{{}}", f"{key.rpartition('_')[0]}{{}}"]
+    pairs = [(stem.format("_low"), stem.format("_high")) for stem in stems]
+    return next(((low, high) for low, high in pairs if low in found and high in found and key not in (low, high)), None)
 
 
 def _measured(table: pd.DataFrame, score: str, translation: str) -> float:

@@ -38,15 +38,20 @@ HEADLINE = [
 _EVIDENCE = {
     "foscttm": "FOSCTTM (0 is perfect, chance 0.5)",
     "foscttm_within_condition": "FOSCTTM within a condition (0 is perfect, chance 0.5)",
-    "knn_accuracy": "True partner among the nearest cells",
+    "knn_accuracy": "True partner among the 10 nearest",
+    "n_anchors": "Anchors of the fit",
     "held_out_anchors": "Anchors left out and ranked",
+    "reference_cells": "Cells that they are ranked among",
+    "held_out_rank": "Mean rank of left-out anchors (as FOSCTTM)",
+    "held_out_sd": "Standard deviation of these ranks",
+    "held_out_rank_within_condition": "Mean rank of left-out anchors within their condition",
+    "held_out_near@10": "Left-out anchors whose partner is among the 10 nearest",
+    "held_out_near@50": "Left-out anchors whose partner is among the 50 nearest",
     "variance_ratio": "Spread of translated cells over that of target cells",
-    "twin_disagreement": "Disagreement of a second map that fits as well (0 to 1)",
-    "alignment_auc": "How well a classifier tells translated from target cells",
-}
-_CONFIDENCE = {
-    "translation_support": "support: how near the translation lies to target cells",
-    "translation_confidence": "confidence: share of the target's variance that the method resolves",
+    "self_rank": "Expected rank of a partner, from the noise about translations",
+    "refit_disagreement": "Disagreement between refits (as FOSCTTM)",
+    "twin_disagreement": "Disagreement of a second map that fits as well (as FOSCTTM)",
+    "depth_agreement": "Correlation of library sizes of a cell and of its match",
 }
 
 
@@ -56,8 +61,8 @@ def evidence_label(key: str) -> str:
 
 
 def confidence_label(key: str) -> str:
-    """A per-cell confidence in words; of an unknown one, its name."""
-    return _CONFIDENCE.get(key) or key.removeprefix("translation_").replace("_", " ")
+    """What a translation says of its cells in ``obs["translation_..."]``, by its name there."""
+    return key.removeprefix("translation_").replace("_", " ")
 
 
 def score_label(key: str, source: str, target: str) -> str:
@@ -93,7 +98,8 @@ def percent(value: Any, digits: int = 0) -> str:
 
 
 def spread(value: Any, low: Any, high: Any, form: Any = number) -> str:
-    """A figure and its interval."""
+    """A figure and its interval, briefly: ``0.109 (0.103–0.115)``, ``6.7% (5.5–8.0)``."""
     if not form(value) or not form(low):
         return form(value)
-    return f"{form(value)} ({form(low)} to {form(high)})"
+    dash = " to " if low < 0 else "\N{EN DASH}"
+    return f"{form(value)} ({form(low).rstrip('%')}{dash}{form(high).rstrip('%')})"
