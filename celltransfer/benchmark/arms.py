@@ -123,14 +123,23 @@ def own_arm(
     kinds: dict[str, str] | None = None,
 ) -> Arm:
     """The arm of a user's own co-assay in a MuData file."""
-    from celltransfer.data.cells import choose_modalities
+    import mudata
+
+    from celltransfer.data.cells import choose_modalities, obs_column
     from celltransfer.errors import InputError
 
     if path.suffix != ".h5mu":
         raise InputError(f"{path.name!r} is no MuData file (.h5mu).")
-    if source is None or target is None:
-        import mudata
-
-        source, target = choose_modalities(mudata.read_h5mu(path, backed="r"), source, target)
+    try:
+        mdata = mudata.read_h5mu(path, backed="r")
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{path} cannot be read as a MuData: {error}") from error
+    source, target = choose_modalities(mdata, source, target)
+    for column in (labels, condition):
+        if column is not None:
+            obs_column(mdata, source, column)
+    n_both = len(mdata.mod[source].obs_names.intersection(mdata.mod[target].obs_names))
+    if not n_both:
+        raise InputError(f"No cell of {path.name!r} is in both {source!r} and {target!r}: there is no truth to score.")
     name = path.stem if condition is None else f"{path.stem}+{condition}"
     return Arm(name, str(path.resolve()), source, target, labels, condition, kinds=kinds or {})

@@ -107,10 +107,14 @@ def load(path: str | Path) -> pd.DataFrame:
         rows = pd.read_csv(path, low_memory=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as results of the benchmark: {error}") from error
-    missing = [name for name in [*KEY, "status", "foscttm"] if name not in rows]
+    missing = [name for name in [*KEY, "status"] if name not in rows]
     if missing:
         raise InputError(f"{path} does not hold results of the benchmark: it has no column {missing[0]!r}.")
-    rows["reason"] = rows["reason"].fillna("") if "reason" in rows else ""
+    # What no job found is no column of the file.
+    for name in ("n", "seconds", "peak_mb", "cpu_seconds", "foscttm"):
+        rows[name] = rows[name] if name in rows else np.nan
+    for name in ("source", "target", "reason", "versions", "machine"):
+        rows[name] = rows[name].fillna("") if name in rows else ""
     rows["reference_share"] = _reference_share(rows)
     rows.attrs["folder"] = str(path.parent)
     return rows

@@ -54,7 +54,8 @@ def title(rows: pd.DataFrame) -> str:
     cells = f"{int(n.max())} cells" if len(n) else "no cell"
     scored = "" if first["part"] == "test" else f" of the {first['part']} part"
     what = f"{first['dataset']}, {first['source']} to {first['target']}, {first['regime']} regime"
-    return f"{what}: {cells}{scored} scored, {rows['seed'].nunique()} seeds"
+    n_seeds = rows["seed"].nunique()
+    return f"{what}: {cells}{scored} scored, {n_seeds} {'seed' if n_seeds == 1 else 'seeds'}"
 
 
 def table(rows: pd.DataFrame, score: str, targets: pd.Series | None = None) -> pd.DataFrame:
@@ -76,7 +77,7 @@ def table(rows: pd.DataFrame, score: str, targets: pd.Series | None = None) -> p
     methods = cells[~cells.index.get_level_values("method").str.startswith(CONTROL_PREFIX)]
     for k, means in methods["mean"].unstack("k").items():
         best = means.idxmax() if higher_is_better(score) else means.idxmin()
-        text.at[best, k] = f"**{text.at[best, k]}**"
+        text.at[best, k] = f"**{str(text.at[best, k])}**"
     if targets is not None:
         text.loc["target"] = [f"{targets[k]:g}" if k in targets else "" for k in ks]
     text.columns = [f"k = {k}" for k in ks]
@@ -122,8 +123,8 @@ def gaps(rows: pd.DataFrame) -> list[str]:
 
 def about(rows: pd.DataFrame) -> str:
     """Versions, machine, and CPU time by method."""
-    versions = sorted({item for text in rows["versions"].dropna() for item in str(text).split(", ") if item})
-    machines = sorted(set(rows["machine"].dropna()))
+    versions = sorted({item for text in rows["versions"] for item in str(text).split(", ") if item})
+    machines = sorted(set(rows["machine"]) - {""})
     hours = (rows.groupby(_grouped(rows["method"]))["cpu_seconds"].sum() / 3600).sort_values(ascending=False)
     spent = ", ".join(f"{name} {value:.2f}" for name, value in hours.items())
     lines = [f"Seconds: median of fit and translation; MB: peak memory. Ran with {', '.join(versions)}."]

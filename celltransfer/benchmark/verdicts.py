@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 USABLE_FOSCTTM = 0.35
 LEVELS = ("identified", "ambiguous", "failed")
 ESTIMATE = "evidence_foscttm_estimate"
+# Score, its estimate's name before and after the side of the interval, and its number of neighbours.
+_INTERVALS = (
+    ("foscttm", "foscttm", "", 0),
+    ("knn_accuracy@10", "knn_accuracy", "", 10),
+    ("knn_accuracy@50", "knn_accuracy", "@50", 50),
+)
 _COLUMNS = ["runs", "pooled", "trivial", "within data set", "within data set and k", "worst without one", "AUROC"]
 _COLUMNS += ["AUROC, trivial", "worst AUROC without one"]
 
@@ -76,8 +82,9 @@ def predictors(rows: pd.DataFrame, columns: list[str] | None = None) -> pd.DataF
     own = judged(rows)
     names = columns or [str(name) for name in own if str(name).startswith("evidence_") and own[name].notna().sum() > 3]
     lines = {name: _ordering(own, name) for name in names}
-    table = pd.DataFrame.from_dict(lines, orient="index", columns=_COLUMNS)
-    table.index = table.index.str.removeprefix("evidence_")
+    table = pd.DataFrame.from_dict(lines, orient="index", columns=_COLUMNS).sort_values("AUROC", ascending=False)
+    table = table.loc[sorted(table.index, key=lambda name: name != ESTIMATE)]
+    table.index = pd.Index([name.removeprefix("evidence_") for name in table.index])
     return table.astype({"runs": int}).rename_axis("evidence")
 
 
@@ -92,19 +99,23 @@ def estimates(rows: pd.DataFrame, by: str = "method") -> pd.DataFrame:
 
 
 def coverage(rows: pd.DataFrame, by: str = "method") -> pd.DataFrame:
-    """Share of runs whose true score lies in the interval that the evidence gave, and the mean width.
+    """Share of runs whose true score lies in the 95 % interval that the evidence gave, and the interval's mean width.
 
-    For FOSCTTM and, where there is one, kNN accuracy; `by` is a column to split by.
+    For FOSCTTM and kNN accuracy; `by` is a column to split by. Intervals of kNN accuracy are stated for the nearest
+    among ``reference_cells``; they are brought to the number of cells scored by the power law that goes with it.
     """
     own, found = judged(rows), {}
-    for estimate, truth in (("foscttm", "foscttm"), ("knn_accuracy", "knn_accuracy@50")):
-        bounds = [f"evidence_{estimate}_{end}" for end in ("low", "high")]
-        if not {*bounds, truth} <= set(own):
+    for truth, start, end, count in _INTERVALS:
+        names = [f"evidence_{start}_{side}{end}" for side in ("low", "high")]
+        if not {*names, truth} <= set(own):
             continue
-        low, high = own[bounds[0]], own[bounds[1]]
-        with_both = own.assign(inside=(low <= own[truth]) & (own[truth] <= high), width=high - low)[low.notna()]
-        groups = with_both.groupby(by, sort=False)
-        found[estimate] = groups.agg(runs=("inside", "size"), inside=("inside", "mean"), width=("width", "mean"))
+        power = 1.0
+        if count:
+            power = np.log(count / own["n"]) / np.log(count / own["evidence_reference_cells"])
+        low, high = (own[name] ** power for name in names)
+        both = own.assign(inside=(low <= own[truth]) & (own[truth] <= high), width=high - low)[low.notna()]
+        groups = both.groupby(by, sort=False)
+        found[truth] = groups.agg(runs=("inside", "size"), inside=("inside", "mean"), width=("width", "mean"))
     if not found:
         return pd.DataFrame()
     return pd.concat({f"{n} {c}": t[c] for n, t in found.items() for c in t}, axis=1).rename_axis(by)
@@ -138,7 +149,10 @@ def _within(rows: pd.DataFrame, by: list[str]) -> float:
     """Mean of the groups' correlations, weighted by their runs; groups that cannot tell are left out."""
     found = [(_spearman(part), len(part)) for _, part in rows.groupby(by)]
     found = [(value, n) for value, n in found if np.isfinite(value)]
-    return float(np.average(*zip(*found, strict=True))) if found else float("nan")  # type: ignore[call-overload]
+    if not found:
+        return float("nan")
+    values, runs = zip(*found, strict=True)
+    return float(np.average(values, weights=runs))
 
 
 def _auroc(rows: pd.DataFrame, column: str) -> float:

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from celltransfer.cli.session import print_columns, say, session
+from celltransfer.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from celltransfer.benchmark import Job
@@ -115,7 +116,6 @@ def run(
     with session():
         from celltransfer import benchmark
         from celltransfer.benchmark.methods import CONTROLS
-        from celltransfer.errors import ConfigError
 
         _import(imports)
         if slice_ and slice_ not in benchmark.slices():
@@ -189,7 +189,6 @@ def compare_methods(
     """Print paired differences between a method and others, with intervals over cells and seeds."""
     with session():
         from celltransfer.benchmark import compare, load
-        from celltransfer.errors import InputError
         from celltransfer.markdown import markdown_table
 
         found = compare.compare(load(results), first, others or compare.OTHERS, score)
@@ -252,7 +251,10 @@ def _import(names: list[str] | None) -> None:
     if names and "" not in sys.path:
         sys.path.insert(0, "")
     for name in names or []:
-        importlib.import_module(name)
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise InputError(f"--import {name}: {error}") from error
 
 
 def _list(jobs: list[Job]) -> None:
