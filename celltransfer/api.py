@@ -148,7 +148,7 @@ def fit(
     translator.fit_pair(pair, seed=seed, trainer=replace(trainer, max_seconds=clock.share(2 if verdict else 1)))
     model = TransferModel(source, target, fitted, translator, conditions=keys, levels=levels, anchors=pairs.to_frame())
     model.remember_training({name: adata.obs_names[masks[name]] for name, adata in sides.items()}, pair, seed)
-    judging.settle(model, pair, training[target], trainer, clock, seed, verdict)
+    judging.settle(model, pair, (training[source], training[target]), trainer, clock, seed, verdict)
     judging.tell(model)
     return model
 

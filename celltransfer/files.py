@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from celltransfer import __version__, translators
+from celltransfer.confidence import Confidence
 from celltransfer.data import storage
 from celltransfer.errors import CelltransferError, ModelFormatError, VerdictWarning
 from celltransfer.law import Calibration
@@ -82,6 +83,8 @@ def _rebuild(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> TransferM
     model.refer_to(arrays["reference"], arrays.get("reference_source", model.reference_source))
     if "calibration" in header:
         model.calibration_ = Calibration(**header["calibration"] | _below(arrays, "calibration."))
+    if "confidence.doubt" in arrays:
+        model.confidence_ = Confidence(**_below(arrays, "confidence."))
     return model
 
 
@@ -121,6 +124,8 @@ def _arrays(model: TransferModel) -> dict[str, np.ndarray]:
     for column in ("source_id", "target_id"):
         arrays[f"anchors.{column}"] = storage.encode_strings(model.anchors[column])
     arrays |= {f"calibration.{name}": getattr(model.calibration_, name) for name in ("quantiles", "noise")}
+    if model.confidence_.known:
+        arrays |= {f"confidence.{name}": getattr(model.confidence_, name) for name in ("translated", "doubt")}
     return arrays | {"reference": model.reference, "reference_source": model.reference_source}
 
 

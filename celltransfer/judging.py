@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
+from celltransfer.confidence import Confidence
 from celltransfer.data.pair import ModalityPair, dense
 from celltransfer.errors import CelltransferWarning, VerdictWarning
 from celltransfer.train.outcome import Status, Verdict
@@ -31,7 +32,13 @@ SEARCH_SECONDS = 3.0
 
 
 def settle(
-    model: TransferModel, pair: ModalityPair, target: AnnData, trainer: Trainer, clock: Clock, seed: int, judged: bool
+    model: TransferModel,
+    pair: ModalityPair,
+    cells: tuple[AnnData, AnnData],
+    trainer: Trainer,
+    clock: Clock,
+    seed: int,
+    judged: bool,
 ) -> None:
     """Judge and calibrate a fitted model, and say how the fit ended.
 
@@ -41,8 +48,8 @@ def settle(
         The model; its result gets the verdict, and it gets its calibration.
     pair
         What its translator was fitted on.
-    target
-        The target cells of `pair`.
+    cells
+        The source and target cells of `pair`.
     trainer, clock
         Limits of the refits, and what is left of the time.
     seed
@@ -55,14 +62,14 @@ def settle(
     translator.result_.notes += open_question
     refits: list[tuple[Translator, np.ndarray]] = []
     try:
-        translator.result_.verdict = _judge(translator, pair, trainer, clock, seed, refits) if judged else _unjudged()
+        translator.result_.verdict = _judge(model, pair, cells, trainer, clock, seed, refits) if judged else _unjudged()
         if judged and translator.tests_alignment:
             _add_alignment(translator, pair, clock, seed)
     except KeyboardInterrupt:  # the fit itself is complete
         translator.result_.verdict = Verdict("ambiguous", ["Interrupted while the fit was judged, so it is not."])
     translator.result_.verdict.reasons += open_question
     if translator.gives_distribution:
-        _calibrate(model, pair, target, refits, seed)
+        _calibrate(model, pair, cells[1], refits, seed)
 
 
 def _unsettled(translator: Translator, pair: ModalityPair, clock: Clock, seed: int) -> list[str]:
@@ -88,22 +95,24 @@ class _NoEvidence(Exception):
 
 
 def _judge(
-    translator: Translator,
+    model: TransferModel,
     pair: ModalityPair,
+    cells: tuple[AnnData, AnnData],
     trainer: Trainer,
     clock: Clock,
     seed: int,
     refits: list[tuple[Translator, np.ndarray]],
 ) -> Verdict:
     """The verdict; leaves in `refits` the fits it rests on, and the anchors that each was fitted without."""
-    from celltransfer.metrics.diagnostics import judge
+    from celltransfer import readout
+    from celltransfer.metrics import diagnostics
 
-    result = translator.result_
+    translator, result = model.translator, model.result_
     if result.status is Status.INTERRUPTED:
         return Verdict("ambiguous", [f"The fit was interrupted, and not judged. {result.advice}"])
     # Cheap fits are repeated without every anchor or two, others four times with a quarter of the steps.
     cheap = result.seconds < min(CHEAP_SECONDS, clock.left() / MANY_FOLDS)
-    folds = min(MANY_FOLDS if cheap else FEW_FOLDS, max(pair.n_anchors, 1))
+    folds = max(min(MANY_FOLDS if cheap else FEW_FOLDS, pair.n_anchors), diagnostics.N_HALVES)
     steps = result.n_steps if cheap else result.n_steps // 4
     short = replace(trainer, max_steps=max(steps, 1), progress=False, checkpoint_dir=None, resume=False)
 
@@ -112,15 +121,22 @@ def _judge(
         again = translator.refit()
         limited = replace(short, max_seconds=clock.share(folds - fold))
         fitted = _refitted(again, without, limited, clock, seed + 1 + fold)
-        refits.append((fitted, np.flatnonzero(~np.isin(pair.anchors[:, 0], without.anchors[:, 0]))))
+        if without.n_source == pair.n_source:  # and not a part of the cells
+            refits.append((fitted, np.flatnonzero(~np.isin(pair.anchors[:, 0], without.anchors[:, 0]))))
         return fitted
 
+    broken = diagnostics.broken_off(translator)
+    if broken is not None:
+        return broken
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CelltransferWarning)
         try:
-            return judge(translator, pair, refit, seed=seed, max_folds=folds)
+            space = readout.of_recipes(model.recipes[model.source], model.recipes[model.target], cells, seed)
+            found = diagnostics.examine(translator, pair, refit, seed=seed, max_folds=folds, readout=space)
         except _NoEvidence as reason:
             return Verdict("ambiguous", [str(reason)])
+    model.confidence_ = Confidence(found.translated, found.doubt)
+    return diagnostics.verdict_of(found)
 
 
 def _refitted(translator: Translator, pair: ModalityPair, trainer: Trainer, clock: Clock, seed: int) -> Translator:
@@ -156,7 +172,7 @@ def _add_alignment(translator: Translator, pair: ModalityPair, clock: Clock, see
         reason = f"{reason} {translator.explain(found.cause)}".rstrip()
     result.alignment = found.to_dict()
     verdict.evidence |= {f"alignment_{name}": value for name, value in found.evidence.items()}
-    if verdict.level == "ambiguous" and found.level == "not aligned" and "foscttm_estimate" not in verdict.evidence:
+    if verdict.level == "ambiguous" and found.level == "not aligned" and not verdict.evidence["held_out_anchors"]:
         verdict.level = "failed"
     if verdict.level == "ambiguous" and found.level == "aligned":
         reason += " That alone does not tell the right map from others that match as well."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from celltransfer.confidence import Confidence
 from celltransfer.data import cells, writeback
 from celltransfer.data.pair import Matrix, ModalityPair, dense
 from celltransfer.errors import (
@@ -57,6 +58,8 @@ class TransferModel:
     calibration_
         How far the stated standard deviations can be trusted (`celltransfer.law.Calibration`), for methods that
         state any.
+    confidence_
+        What is known of the confidence in single translations (`celltransfer.confidence.Confidence`).
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class TransferModel:
         self.held_out_cells: dict[str, pd.Index] = {source: pd.Index([]), target: pd.Index([])}
         self._opposite: TransferModel | None = None
         self.calibration_ = Calibration()
+        self.confidence_ = Confidence()
         self.reference = np.empty((0, 0), dtype=np.float32)
         self.reference_source = np.empty((0, 0), dtype=np.float32)
         self._reference_gap = np.empty(0, dtype=np.float32)
@@ -198,6 +202,7 @@ class TransferModel:
         features: Sequence[str] | None = None,
         counts: bool = True,
         std: bool = True,
+        reject: float | None = None,
         on_missing: OnMissing | None = None,
         batch_size: int = 8192,
     ) -> MuData | AnnData | None:
@@ -222,6 +227,9 @@ class TransferModel:
             Write expected counts into ``layers["counts"]`` where the recipe knows them.
         std
             Write standard deviations into ``layers["std"]`` where the method knows them.
+        reject
+            Mark cells whose confidence is below this, 0 to 1. Their translation is written all the same, so that the
+            cells stay aligned: leave them out with ``~obs["translation_rejected"]``.
         on_missing
             ``"error"`` or ``"zero"``: what to do about source features that `data` lacks. ``None``: as the recipe says.
         batch_size
@@ -247,8 +255,12 @@ class TransferModel:
                 lies from its own: near 0 where the translation is unlike any target cell. It is no probability of
                 being right.
             ``obs["translation_confidence"]`` : pandas.Series (float)
-                For the same methods: share of the target's variance that the law of this cell resolves, 0 to 1. It
-                goes with a small error, not with the right rank among cells.
+                How far to believe this cell's translation rather than another's, 0 to 1, where the fit was judged: one
+                less twice the rank that its true partner is expected to have among cells (0 is no better than chance).
+                It orders cells and is no probability; whether the map as a whole is right, the verdict says. Of a fit
+                that was not judged, for methods with a law: the share of the target's variance that it resolves.
+            ``obs["translation_rejected"]`` : pandas.Series (bool)
+                With `reject`: whether the confidence is below it.
             ``uns["celltransfer"]`` : dict
                 Provenance: versions, method, seed, anchors, status, verdict.
 
@@ -278,11 +290,13 @@ class TransferModel:
                 features=features,
                 counts=counts,
                 std=std,
+                reject=reject,
                 on_missing=on_missing,
                 batch_size=batch_size,
             )
+        self._check_reject(reject)
         if isinstance(data, AnnData):
-            return self.translate_cells(data, None, features, counts, on_missing, batch_size, std)
+            return self.translate_cells(data, None, features, counts, on_missing, batch_size, std, reject)
         cells.check_mudata(data)
         if self.source not in data.mod:
             raise ModalityError(f"The model translates {self.source!r}, which the MuData lacks: {', '.join(data.mod)}.")
@@ -290,7 +304,7 @@ class TransferModel:
         writeback.check_writable(data, key, copy=copy)
         out = writeback.copy_of(data) if copy else data
         translated = self.translate_cells(
-            cells.check_modality(data, self.source), data, features, counts, on_missing, batch_size, std
+            cells.check_modality(data, self.source), data, features, counts, on_missing, batch_size, std, reject
         )
         writeback.add_modality(out, key, translated)
         return out if copy else None
@@ -304,6 +318,7 @@ class TransferModel:
         on_missing: OnMissing | None = None,
         batch_size: int = 8192,
         std: bool = False,
+        reject: float | None = None,
     ) -> AnnData:
         """`translate` for the cells of one AnnData; conditions it lacks are looked up in `mdata`."""
         from anndata import AnnData
@@ -331,12 +346,26 @@ class TransferModel:
                 out.layers["counts"][block] = target.to_counts(out.X[block], columns)
         out.obsm["X_translated"] = latent
         out.obs["translation_support"] = self._support(latent)
-        if self.translator.gives_distribution:
+        if self.confidence_.known:
+            out.obs["translation_confidence"] = self.confidence_.of(latent)
+        elif self.translator.gives_distribution:
             out.obs["translation_confidence"] = self.law.confidence(x, codes)
+        if reject is not None:
+            out.obs["translation_rejected"] = out.obs["translation_confidence"] < reject
         if std:
             out.layers["std"] = self.law.spread(x, codes, columns)
         out.uns["celltransfer"] = self.provenance()
         return out
+
+    def _check_reject(self, reject: float | None) -> None:
+        if reject is None:
+            return
+        if isinstance(reject, bool) or not isinstance(reject, int | float) or not 0 <= reject <= 1:
+            raise ConfigError(f"reject={reject!r}; expected a confidence between 0 and 1.")
+        if not self.confidence_.known and not self.translator.gives_distribution:
+            raise ConfigError(
+                "reject= needs the confidence in single cells, which only a judged fit knows (verdict=True)."
+            )
 
     def latent(
         self,

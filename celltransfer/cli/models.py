@@ -163,6 +163,9 @@ def translate(
     ] = False,
     counts: Annotated[bool, typer.Option(help="Write expected counts, where the recipe knows them.")] = False,
     std: Annotated[bool, typer.Option(help="Write standard deviations, where the method knows them.")] = True,
+    reject: Annotated[
+        float | None, typer.Option(help="Mark cells whose confidence is below this.", min=0, max=1)
+    ] = None,
     on_missing: Annotated[
         OnMissing | None, typer.Option(help="What to do about source features the file lacks.")
     ] = None,
@@ -178,11 +181,15 @@ def translate(
 
         model, mdata = load(model_dir), _read(data)
         model = model.backward if backward else model
-        how = {"counts": counts, "std": std, "on_missing": on_missing.value if on_missing else None}
+        how = {"counts": counts, "std": std, "reject": reject, "on_missing": on_missing.value if on_missing else None}
         model.translate(mdata, key_added=key_added, **how)  # type: ignore[arg-type]
         write_h5mu(mdata, out)
         key = key_added or f"{model.target}_from_{model.source}"
         print(f"{out}: {key} {mdata.mod[key].n_obs} x {mdata.mod[key].n_vars}, verdict {model.verdict_.level}")
+        if reject is not None:
+            print(
+                f"{int(mdata.mod[key].obs['translation_rejected'].sum())} cells rejected: confidence below {reject:g}"
+            )
         if std and model.translator.gives_distribution:
             print(model.calibration_.describe())
         _exit(model, strict)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from celltransfer import translators
 from celltransfer.data.pair import ModalityPair
-from celltransfer.metrics.diagnostics import held_out_ranks, judge
+from celltransfer.metrics.diagnostics import Readout, held_out_ranks, judge
+from celltransfer.metrics.scores import foscttm
+from celltransfer.metrics.space import centred
 from celltransfer.train.outcome import FitResult, Status
 
 
@@ -34,16 +36,19 @@ def test_a_random_map_has_failed():
     pair = linear_pair(80)
     verdict = judge(translators.make("chance").fit_pair(pair), pair, refit_with("chance"))
     assert verdict.level == "failed"
-    assert "Do not use this translation" in verdict.reasons[0]
+    assert "Do not use this translation" in verdict.reasons[-1]
 
 
-def test_few_anchors_cannot_tell():
-    for k in (0, 1, 2):
-        pair = linear_pair(k)
-        name = "ridge" if k else "chance"
-        verdict = judge(translators.make(name).fit_pair(pair), pair, refit_with(name))
-        assert verdict.level == "ambiguous"
-        assert "cannot be cross-validated" in verdict.reasons[0]
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_few_anchors_do_not_identify_a_symmetric_law(k):
+    """Cells of `linear_pair` are Gaussian: matching them leaves every turn open."""
+    pair = linear_pair(k)
+    name = "fgw" if k == 0 else "ridge"
+    verdict = judge(translators.make(name).fit_pair(pair), pair, refit_with(name))
+    assert verdict.level != "identified"
+    assert "cannot be cross-validated" in verdict.reasons[0]
+    assert verdict.evidence["held_out_anchors"] == 0
+    assert 0 < verdict.evidence["foscttm_low"] < verdict.evidence["foscttm_high"] < 1
 
 
 def test_a_diverged_fit_has_failed_whatever_its_anchors_say():
@@ -79,8 +84,6 @@ def test_estimate_agrees_with_the_truth_it_cannot_see():
     pair = ModalityPair(np.vstack([cells[:100], cells[100:400]]), np.vstack([partner[:100], partner[400:700]]), anchors)
     fitted = translators.make("ridge").fit_pair(pair)
     verdict = judge(fitted, pair, refit_with("ridge"))
-    from celltransfer.metrics.scores import foscttm
-
     truth = foscttm(fitted.translate(cells[700:]), partner[700:])
     assert verdict.evidence["foscttm_low"] - 0.02 < truth < verdict.evidence["foscttm_high"] + 0.02
 
@@ -100,18 +103,31 @@ def noise_pair(k, seed):
     return ModalityPair(x, y, np.column_stack([np.arange(k), np.arange(k)]))
 
 
-@pytest.mark.parametrize("k", [3, 4, 5, 8])
+@pytest.mark.parametrize("k", [3, 5])
 def test_noise_is_not_identified_however_few_the_anchors(k):
     levels = [
         judge(translators.make("ridge").fit_pair(pair), pair, refit_with("ridge"), max_folds=20).level
-        for pair in (noise_pair(k, seed) for seed in range(60))
+        for pair in (noise_pair(k, seed) for seed in range(10))
     ]
-    assert levels.count("identified") <= 1
+    assert "identified" not in levels
 
 
-def test_three_anchors_never_identify():
-    pair = linear_pair(3, noise=0.0)
-    assert judge(translators.make("ridge").fit_pair(pair), pair, refit_with("ridge")).level == "ambiguous"
+@pytest.mark.parametrize(("k", "noise"), [(3, 1.0), (10, 1.0)])
+def test_intervals_hold_the_truth_with_few_anchors(k, noise):
+    held = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        rotation = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+        cells = rng.normal(size=(900, 6)) * np.array([3, 2, 1.5, 1, 1, 1])
+        partner = cells @ rotation + noise * rng.normal(size=cells.shape)
+        x, y = np.vstack([cells[:k], cells[100:400]]), np.vstack([partner[:k], partner[400:700]])
+        pair = ModalityPair(x, y, np.column_stack([np.arange(k), np.arange(k)]))
+        fitted = translators.make("ridge").fit_pair(pair)
+        evidence = judge(fitted, pair, refit_with("ridge")).evidence
+        space = Readout.of_features(pair)
+        truth = foscttm(centred(space.place(fitted.translate(cells[700:]))), space.place(partner[700:]))
+        held.append(evidence["foscttm_low"] <= truth <= evidence["foscttm_high"])
+    assert sum(held) >= 3
 
 
 def test_the_mean_of_a_condition_is_not_a_translation():
@@ -124,7 +140,7 @@ def test_the_mean_of_a_condition_is_not_a_translation():
     verdict = judge(translators.make("condition_mean").fit_pair(pair), pair, refit_with("condition_mean"))
     assert verdict.evidence["foscttm_high"] < 0.35
     assert verdict.level == "ambiguous"
-    assert "condition alone" in verdict.reasons[0]
+    assert "condition alone" in verdict.reasons[-1]
 
 
 def test_the_origin_of_the_target_does_not_matter():
