@@ -1,14 +1,14 @@
 """Conditional laws on real co-assayed cells whose pairing is hidden: what inverse entropic OT is compared with.
 
-`benchmarks/cells.py` scores its log density and coverage; here are, for the same tasks, a mixture density network on
+`celltransfer benchmark` scores its log density and coverage; here are, for the same tasks, a mixture density network on
 the anchors alone and, as chance, the same model without anchors: the law of all target cells, whatever the source. Log
 densities are of the target recipe's features, in nats a cell; coverage is of measured values by the intervals that the
 model states, as they come and calibrated.
 
-    python benchmarks/cells.py run --methods ieot --out benchmarks/results/ieot.csv
+    celltransfer benchmark run --methods ieot --anchors 10 50 200 --out ieot
     python benchmarks/laws.py run --out benchmarks/results/laws.csv
-    python benchmarks/laws.py table benchmarks/results/ieot.csv benchmarks/results/laws.csv
-    python benchmarks/laws.py curve benchmarks/results/ieot.csv --out calibration.png
+    python benchmarks/laws.py table ieot/results.csv benchmarks/results/laws.csv
+    python benchmarks/laws.py curve ieot/results.csv --out calibration.png
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 
 import celltransfer as ct
 import pandas as pd
-from cells import DATASETS
+from celltransfer.benchmark.arms import ARMS
 from celltransfer.data.pair import dense
 from celltransfer.law import LEVELS
-from celltransfer.metrics import protocol
 from celltransfer.validation import conditional
 from matplotlib.figure import Figure
 
 KEY = ["dataset", "part", "k", "seed"]
+DATASETS = [name for name in ARMS if name != "simulate"]
 # Settings of the mixture density network. The table shows the best for each data set and number of anchors, chosen on
 # the cells that are scored: in the network's favour.
 NETWORKS = [
@@ -40,7 +40,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="score what the results file lacks")
     run.add_argument("--out", type=Path, default=Path("benchmarks/results/laws.csv"))
-    run.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS))
+    run.add_argument("--datasets", nargs="+", choices=list(ARMS), default=DATASETS)
     run.add_argument("--anchors", nargs="+", type=int, default=[10, 50, 200])
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     run.add_argument("--part", choices=["dev", "test"], default="test")
@@ -64,7 +64,7 @@ def score_all(arguments: argparse.Namespace) -> None:
     done = pd.read_csv(arguments.out) if arguments.out.exists() else pd.DataFrame(columns=KEY)
     known = set(done[KEY].itertuples(index=False, name=None))
     for name in arguments.datasets:
-        mdata = ct.datasets.load(DATASETS[name][0])
+        mdata = ARMS[name].load()
         for seed in arguments.seeds:
             for k in arguments.anchors:
                 if (name, arguments.part, k, seed) not in known:
@@ -82,8 +82,8 @@ def score_all(arguments: argparse.Namespace) -> None:
 
 def score(mdata, name: str, part: str, k: int, seed: int) -> dict:
     """Mean log density of the true partners under networks on the anchors, and under the law of all target cells."""
-    _, source, target, options = DATASETS[name]
-    task = protocol.make_task(mdata, source, target, n_anchors=k, seed=seed, part=part, **options)
+    source, target = ARMS[name].source, ARMS[name].target
+    task = ARMS[name].task(mdata, regime="disjoint", part=part, k=k, seed=seed)
     # The recipes are those of every method; ridge is fitted for its speed.
     how = {"source": source, "target": target, "anchors": task.anchors, "seed": seed, "verdict": False}
     model = ct.fit(task.mdata, method="ridge", **how)

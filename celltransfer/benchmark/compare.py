@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 BEST = "best"
 OTHERS = (BEST, "ridge", "pls", "fgw")
 TOLERANCE = 0.01
+_BEST = " (best other)"
+_WORDS = {
+    "better": "better than",
+    "worse": "worse than",
+    "not below": "not below",
+    "cannot be told": "not to be told from",
+}
 
 
 def compare(rows: pd.DataFrame, first: str, others: Sequence[str] = OTHERS, score: str = "foscttm") -> pd.DataFrame:
@@ -47,7 +54,7 @@ def compare(rows: pd.DataFrame, first: str, others: Sequence[str] = OTHERS, scor
             name = _named(own, first, other, score)
             line = None if name is None else _difference(own, first, name, score)
             if line is not None:
-                label = f"{name} (best other)" if other == BEST else name
+                label = f"{name}{_BEST}" if other == BEST else name
                 lines.append({"dataset": dataset, "regime": regime, "k": k, "against": label} | line)
     columns = ["dataset", "regime", "k", "against", "first", "other", "difference", "low", "high", "seeds", "says"]
     return pd.DataFrame(lines, columns=columns).rename(columns={"first": first})
@@ -57,10 +64,11 @@ def sentences(table: pd.DataFrame, first: str) -> list[str]:
     """The same in words, one line per data set, regime and number of anchors."""
     lines = []
     for (dataset, regime, k), own in table.groupby(["dataset", "regime", "k"], sort=False):
+        named = own["against"].str.removesuffix(_BEST)
         said = [
-            f"{row['says']} {'than' if row['says'] in ('better', 'worse') else 'against'} {row['against']} "
+            f"{_WORDS[row['says']]} {row['against']} "
             f"({row[first]:.3f} to {row['other']:.3f}; {row['low']:+.3f} to {row['high']:+.3f})"
-            for _, row in own.iterrows()
+            for _, row in own[~named.duplicated()].iterrows()
         ]
         lines.append(f"- {dataset}, {regime}, k = {k}: {first} is {'; '.join(said)}.")
     return lines

@@ -111,7 +111,7 @@ def load(path: str | Path) -> pd.DataFrame:
     if missing:
         raise InputError(f"{path} does not hold results of the benchmark: it has no column {missing[0]!r}.")
     # What no job found is no column of the file.
-    for name in ("n", "seconds", "peak_mb", "cpu_seconds", "foscttm"):
+    for name in ("n", "seconds", "peak_mb", "cpu_seconds", "load", "foscttm"):
         rows[name] = rows[name] if name in rows else np.nan
     for name in ("source", "target", "reason", "versions", "machine"):
         rows[name] = rows[name].fillna("") if name in rows else ""

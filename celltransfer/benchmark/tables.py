@@ -123,12 +123,14 @@ def gaps(rows: pd.DataFrame) -> list[str]:
 
 def about(rows: pd.DataFrame) -> str:
     """Versions, machine, and CPU time by method."""
-    versions = sorted({item for text in rows["versions"] for item in str(text).split(", ") if item})
+    found = {item.lower(): item for text in rows["versions"] for item in str(text).split(", ") if item}
+    versions = [found[name] for name in sorted(found)]
     machines = sorted(set(rows["machine"]) - {""})
     hours = (rows.groupby(_grouped(rows["method"]))["cpu_seconds"].sum() / 3600).sort_values(ascending=False)
     spent = ", ".join(f"{name} {value:.2f}" for name, value in hours.items())
     lines = [f"Seconds: median of fit and translation; MB: peak memory. Ran with {', '.join(versions)}."]
-    lines += [f"Machine: {'; '.join(machines)}. CPU hours: {hours.sum():.2f} ({spent})."]
+    load = f", load average {rows['load'].median():.1f}" if rows["load"].notna().any() else ""
+    lines += [f"Machine: {'; '.join(machines)}{load}. CPU hours: {hours.sum():.2f} ({spent})."]
     if any(_transductive(name) for name in rows["method"].unique()):
         lines += ["† sees the source side of the scored cells in its fit."]
     return " ".join(lines)
