@@ -9,6 +9,7 @@ import json
 import platform
 import sys
 import time
+import traceback
 import warnings
 from dataclasses import asdict, fields
 from importlib import import_module, metadata
@@ -55,7 +56,7 @@ def run(job: Job, max_seconds: float = 900.0) -> tuple[list[Row], dict[str, np.n
     except Skipped as reason:
         rows, cells = [{"status": "skipped", "reason": _text(reason), "versions": reason.versions}], {}
     except Exception as error:  # noqa: BLE001 - a method may fail in any way, and the grid goes on
-        rows, cells = [{"status": "failed", "reason": _text(f"{type(error).__name__}: {error}")}], {}
+        rows, cells = [{"status": "failed", "reason": _failure(error)}], {}
     rest = {"run_seconds": time.perf_counter() - start, "celltransfer": __version__, "machine": machine()}
     return [about | {"status": "ok", "reason": ""} | row | rest for row in rows], cells
 
@@ -201,6 +202,12 @@ def machine() -> str:
 
 def _versions() -> str:
     return ", ".join([f"celltransfer {__version__}", *(f"{name} {metadata.version(name)}" for name in _PACKAGES)])
+
+
+def _failure(error: Exception) -> str:
+    """Kind and message of an error, and the line of code it came from."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return _text(f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}: {error}")
 
 
 def _text(value: Any) -> str:

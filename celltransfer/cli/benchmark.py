@@ -65,7 +65,10 @@ class Lists(TyperCommand):
 
 Folder = Annotated[Path, typer.Argument(help="Folder that `benchmark run` wrote, or its results.csv.", exists=True)]
 Slice = Annotated[
-    str | None, typer.Argument(metavar="[SLICE]", help="Named part of the grid, see `celltransfer benchmark slices`.")
+    str | None,
+    typer.Argument(
+        metavar="[SLICE]", help="Named part of the grid, see `celltransfer benchmark slices`.  [default: core]"
+    ),
 ]
 
 
@@ -244,6 +247,19 @@ def list_slices() -> None:
             for name, part in benchmark.slices().items()
         ]
         print_columns(pd.DataFrame(rows, columns=["name", "jobs", "about"]))
+
+
+@benchmark_app.command("peers")
+def list_peers() -> None:
+    """List the methods of others: whether they can run here, what they need, and what they were given."""
+    with session():
+        from celltransfer.benchmark import peers
+
+        for name in peers.names():
+            about, missing = peers.about(name), peers.missing(name)
+            print(f"{name}: {about['title']}, {about['licence']}. {missing or peers.versions(name)}")
+            print(f"    {about['reference']}")
+            print(f"    Needs {about['needs']}. Given: {about['given']}")
 
 
 def _import(names: list[str] | None) -> None:

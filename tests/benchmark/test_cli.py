@@ -8,6 +8,7 @@ import celltransfer as ct
 import pandas as pd
 import pytest
 from celltransfer import benchmark, cli
+from celltransfer.benchmark import peers
 from celltransfer.data.writeback import write_h5mu
 from typer.testing import CliRunner
 
@@ -34,6 +35,11 @@ def test_slices_are_listed_and_run_by_name() -> None:
     assert [line.split()[0] for line in _run("slices").splitlines()] == ["name", *benchmark.slices()]
     lines = _run("run", "smoke", "--dry-run", "--part", "dev", "--backward", "--first-seed", 3).splitlines()
     assert lines[0] == "dataset=simulate:backward regime=disjoint part=dev k=10 seed=3 method=ridge"
+
+
+def test_peers_are_listed() -> None:
+    text = _run("peers")
+    assert all(f"{name}: " in text for name in peers.names())
 
 
 @pytest.mark.parametrize(

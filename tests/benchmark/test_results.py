@@ -128,3 +128,12 @@ def test_peers_that_are_missing_start_no_process(tmp_path: Path, monkeypatch: py
 def test_numbers_below_one_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="processes=0"):
         benchmark.run([], tmp_path, processes=0)
+
+
+def test_job_beyond_its_limits_is_a_row_and_the_rest_goes_on(tmp_path: Path) -> None:
+    said: list[str] = []
+    rows = benchmark.run(_jobs("ridge"), tmp_path, max_seconds=0.3, processes=2, tell=said.append)
+    assert rows["status"].tolist() == ["timeout"] * 2
+    assert set(rows["reason"]) == {"not done after 0.3 s"}
+    assert said[-1].startswith("CPU hours: 0.00 (ridge 0.00)")
+    assert benchmark.run(_jobs("ridge"), tmp_path, max_seconds=0.3)["status"].tolist() == ["timeout"] * 2
