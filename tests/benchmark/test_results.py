@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,6 +71,13 @@ def test_values_and_new_columns_survive(tmp_path: Path) -> None:
     assert rows["reason"].tolist() == ['a "b", c', ""]
     assert rows["evidence_new"].isna().tolist() == [True, False]
     assert rows.attrs["folder"] == str(tmp_path)
+
+
+def test_several_may_write_at_once(tmp_path: Path) -> None:
+    jobs = _jobs("ridge", "pls", seeds=20)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda job: results.Results(tmp_path).add([_row(job)], None), jobs))
+    assert results.Results(tmp_path).left(jobs) == []
 
 
 def test_scores_per_cell_are_found_again(tmp_path: Path) -> None:
