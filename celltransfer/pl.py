@@ -138,6 +138,11 @@ def history(model: TransferModel) -> Figure:
     return figure
 
 
+def plain(name: str) -> str:
+    """A name that is drawn as it is: matplotlib takes ``$`` for the start of a formula."""
+    return name.replace("$", r"\$")
+
+
 def by_origin(axes: Axes, layout: np.ndarray, translated: np.ndarray, title: str = "") -> None:
     """Measured and translated cells in one panel, told apart by colour.
 
@@ -265,7 +270,7 @@ def _panel(
         axes.figure.colorbar(palette.scale, ax=axes, shrink=0.6)
     elif legend:
         for level, color in palette.levels.items():
-            axes.scatter([], [], color=color, s=30, lw=0, label=level)
+            axes.scatter([], [], color=color, s=30, lw=0, label=plain(level))
         columns = 1 if len(palette.levels) <= 18 else 2
         axes.legend(
             frameon=False, fontsize=9, ncols=columns, loc="center left", bbox_to_anchor=(1, 0.5), handletextpad=0.2

@@ -114,9 +114,16 @@ def _space(report: Report) -> Picture | None:
     what = f", coloured by {grouping}" if grouping else ""
     text = (
         f"Measured {target} cells and their translations from {source} in the first two components of the scoring "
-        f"space{what}. A good translation lies on the measured cells with the same colours in the same places."
+        f"space{what}. A good translation lies on the measured cells with the same colours in the same places. Here the "
+        f"translated cells spread {_relative_spread(layout, translated):.2f} times as widely as the measured ones."
     )
     return Picture(draw, text, f"Scatter plot. {text}")
+
+
+def _relative_spread(layout: np.ndarray, translated: np.ndarray) -> float:
+    """Standard deviation of translated cells over that of measured ones."""
+    mine, measured = (layout[side].var(axis=0).sum() for side in (translated, ~translated))
+    return float(np.sqrt(mine / measured)) if measured > 0 else float("nan")
 
 
 def _groups(report: Report) -> Picture | None:
@@ -160,9 +167,8 @@ def _dots(axes: Axes, rows: pd.DataFrame, places: np.ndarray, name: str, color: 
 
 
 def _clipped(name: str, width: int = 34) -> str:
-    """A name that fits, with ``$`` as it is: matplotlib would take it for mathematics."""
-    text = name if len(name) <= width else f"{name[: width - 1]}\N{HORIZONTAL ELLIPSIS}"
-    return text.replace("$", r"\$")
+    """A name that fits."""
+    return pl.plain(name if len(name) <= width else f"{name[: width - 1]}\N{HORIZONTAL ELLIPSIS}")
 
 
 def _curve(report: Report) -> Picture | None:
