@@ -26,10 +26,9 @@ from celltransfer.metrics.estimate import (
     anchor_variance,
     conclude,
     estimate,
-    features,
     knn_of_foscttm,
+    left_out_group,
 )
-from scipy.optimize import nnls
 
 _TINY = {"regime": "shared", "transductive": True, "n_components": 5}
 REAL = {
@@ -150,41 +149,37 @@ def evidence_of(row: pd.Series) -> dict[str, float]:
     return {name: float(value) for name, value in known.items() if np.isfinite(value)}
 
 
-def fit_constants(rows: pd.DataFrame, nested: bool = True) -> Constants:
+def fit_constants(rows: pd.DataFrame) -> Constants:
     """Constants from evidence and truth, all datasets with the same weight."""
     found = [evidence_of(row) for _, row in rows.iterrows()]
-    phi, truth = np.array([features(e) for e in found]), rows["foscttm"].to_numpy()
+    expected, truth = rows["e:self_rank"].to_numpy(), rows["foscttm"].to_numpy()
     share = 1 / rows.groupby("dataset")["k"].transform("size").to_numpy()
-    weights = _least_squares(phi, truth, share)
+    line = np.polyfit(expected, truth, 1, w=np.sqrt(share))
     # How far the prior is off on data that it has not seen.
-    off = truth - np.clip(phi @ weights, *PRIOR_RANGE)
-    if nested and rows["dataset"].nunique() > 1:
-        for name in rows["dataset"].unique():
-            own = (rows["dataset"] == name).to_numpy()
-            off[own] = truth[own] - np.clip(
-                phi[own] @ _least_squares(phi[~own], truth[~own], share[~own]), *PRIOR_RANGE
-            )
+    off = np.empty(len(rows))
+    for name in rows["dataset"].unique():
+        own = (rows["dataset"] == name).to_numpy()
+        others = np.polyfit(expected[~own], truth[~own], 1, w=np.sqrt(share[~own]))
+        off[own] = truth[own] - np.clip(np.polyval(others, expected[own]), *PRIOR_RANGE)
     k = rows["e:n_anchors"].to_numpy()
     groups = [k < 1, (k >= 1) & (k < 3), k >= 3]
     spread = [float(np.sqrt(np.average(off[g] ** 2, weights=share[g]))) if g.any() else 0.15 for g in groups]
-    many = (rows["e:held_out_anchors"] >= 10).to_numpy()
-    gap, weight = truth[many] - rows["e:held_out_rank"].to_numpy()[many], share[many]
-    shift = float(np.average(gap, weights=weight))
-    sampling = np.array([anchor_variance(e) for e, m in zip(found, many, strict=True) if m])
-    error = float(np.sqrt(max(np.average((gap - shift) ** 2 - sampling, weights=weight), 0.02**2)))
+    gaps = [_gap(rows, found, truth, share, group) for group in range(3)]
+    shift, error = (tuple(round(gap[i], 3) for gap in gaps) for i in (0, 1))
     exponents, strength = zip(*(_fit_knn(rows, count) for count in NEIGHBOURS), strict=True)
-    rounded = tuple(round(float(weight), 3) for weight in weights)
     spread = [round(max(value, MIN_PRIOR_SPREAD), 3) for value in spread]
     exponents = tuple(round(value, 2) for value in exponents)
-    return Constants(rounded, tuple(spread), round(shift, 3), round(error, 3), exponents, round(min(strength)))
+    slope, intercept = (round(float(value), 3) for value in line)
+    return Constants(intercept, slope, tuple(spread), shift, error, exponents, round(min(strength)))
 
 
-def _least_squares(phi: np.ndarray, truth: np.ndarray, share: np.ndarray, penalty: float = 0.001) -> np.ndarray:
-    """Weighted ridge regression, the intercept free; no weight is negative, as each feature speaks against the map."""
-    share = share / share.sum()
-    penalties = np.sqrt(penalty * np.r_[0, np.ones(phi.shape[1] - 1)])
-    design = np.vstack([phi * np.sqrt(share)[:, None], np.diag(penalties)])
-    return nnls(design, np.concatenate([truth * np.sqrt(share), np.zeros(phi.shape[1])]))[0]
+def _gap(rows: pd.DataFrame, found: list, truth: np.ndarray, share: np.ndarray, group: int) -> tuple[float, float]:
+    """Mean of truth less left-out rank, and its standard deviation beyond that of sampling anchors."""
+    of = [e["held_out_anchors"] > 0 and left_out_group(e["held_out_anchors"]) == group for e in found]
+    gap, weight = (truth - rows["e:held_out_rank"].to_numpy())[of], share[of]
+    shift = float(np.average(gap, weights=weight))
+    sampling = np.array([anchor_variance(e) for e, own in zip(found, of, strict=True) if own])
+    return shift, float(np.sqrt(max(np.average((gap - shift) ** 2 - sampling, weights=weight), 0.02**2)))
 
 
 def _fit_knn(rows: pd.DataFrame, count: int) -> tuple[float, float]:

@@ -17,8 +17,8 @@ USABLE_FOSCTTM = 0.35
 MIN_ANCHORS = 3
 # The standard deviation of an anchor's rank is taken to be that by chance, with the weight of so many anchors.
 CHANCE_SD, CHANCE_WEIGHT = 0.2, 3.0
-# A twin that disagrees by more is another map.
-TWIN_LIMIT = 0.25
+# A twin that disagrees by more is another map; from so many left-out anchors on, their ranks decide all the same.
+TWIN_LIMIT, FEW_ANCHORS = 0.25, 5
 # What FOSCTTM is before any anchor is left out: no map is known to be perfect, nor to be worse than chance.
 PRIOR_RANGE = 0.02, 0.55
 # Neighbours that kNN accuracy is estimated for; the first has the short names.
@@ -33,55 +33,37 @@ class Constants:
 
     Attributes
     ----------
-    weights
-        Of the `features`, in the prior mean of FOSCTTM.
+    intercept, slope
+        Prior mean of FOSCTTM: linear in ``self_rank``, what the fit expects of itself.
     spread
         Standard deviation of the truth about the prior without anchors, with one or two, and with more.
     shift, error
-        Mean and standard deviation by which the truth differs from what endlessly many left-out anchors would say.
+        Mean and standard deviation by which the truth differs from what endlessly many left-out anchors would say, with
+        fewer than 10, fewer than 30, and more.
     exponents
         p of kNN accuracy (K / n) ** ((2 FOSCTTM) ** p), for each of `NEIGHBOURS`.
     strength
         How many left-out anchors that relation is worth.
     """
 
-    weights: tuple[float, ...]
+    intercept: float
+    slope: float
     spread: tuple[float, float, float]
-    shift: float
-    error: float
+    shift: tuple[float, float, float]
+    error: tuple[float, float, float]
     exponents: tuple[float, float]
     strength: float
 
 
 FITTED = Constants(
-    weights=(0.1, 0.7, 0.11, 0.02, 0.07, 0.0),
-    spread=(0.1, 0.1, 0.11),
-    shift=-0.03,
-    error=0.06,
-    exponents=(0.45, 0.75),
-    strength=100.0,
+    intercept=0.03,
+    slope=0.95,
+    spread=(0.1, 0.08, 0.11),
+    shift=(0.0, -0.025, -0.025),
+    error=(0.08, 0.1, 0.045),
+    exponents=(0.6, 0.95),
+    strength=26.0,
 )
-
-
-def features(evidence: dict[str, float]) -> np.ndarray:
-    """What the prior mean is linear in, shape (6,).
-
-    One; the rank the fit expects of itself; disagreement with refits and with the twin, both at most that of unrelated
-    maps; distance to the target cells at their spread, as a share of that of a constant; and how far library sizes
-    disagree, from 0 to 1, as far as target cells reveal theirs (0.5 where they do not).
-    """
-    expected = evidence["self_rank"]
-    depth = evidence.get("depth_agreement", 0.0) * np.sqrt(max(evidence.get("depth_explained", 0.0), 0.0))
-    return np.array(
-        [
-            1.0,
-            expected,
-            min(evidence.get("refit_disagreement", expected), 0.5),
-            min(evidence["twin_disagreement"], 0.5),
-            float(np.clip(evidence["shape_ratio"], 0.0, 1.0)),
-            0.5 * (1 - float(depth)),
-        ]
-    )
 
 
 def estimate(evidence: dict[str, float], constants: Constants = FITTED) -> dict[str, float]:
@@ -97,7 +79,8 @@ def estimate(evidence: dict[str, float], constants: Constants = FITTED) -> dict[
     found = {"foscttm_estimate": mean, "foscttm_low": mean - Z * sd, "foscttm_high": mean + Z * sd}
     if "held_out_rank_within_condition" in evidence:
         inside = evidence["held_out_rank_within_condition"]
-        sd = np.sqrt(anchor_variance(evidence, "_within_condition") + constants.error**2)
+        error = constants.error[left_out_group(evidence["held_out_anchors"])]
+        sd = np.sqrt(anchor_variance(evidence, "_within_condition") + error**2)
         names = "estimate", "low", "high"
         found |= {f"foscttm_{n}_within_condition": inside + s * Z * sd for n, s in zip(names, (0, -1, 1), strict=True)}
     found = {name: float(np.clip(value, 0.0, 1.0)) for name, value in found.items()}
@@ -108,14 +91,20 @@ def estimate(evidence: dict[str, float], constants: Constants = FITTED) -> dict[
 
 def _posterior(evidence: dict[str, float], constants: Constants) -> tuple[float, float]:
     """Mean and standard deviation of FOSCTTM given everything."""
-    prior = float(np.clip(features(evidence) @ constants.weights, *PRIOR_RANGE))
+    prior = float(np.clip(constants.intercept + constants.slope * evidence["self_rank"], *PRIOR_RANGE))
     spread = constants.spread[int(np.searchsorted([1, MIN_ANCHORS], evidence["n_anchors"], side="right"))]
     if not evidence["held_out_anchors"]:
         return prior, spread
-    variance = anchor_variance(evidence) + constants.error**2
+    group = left_out_group(evidence["held_out_anchors"])
+    variance = anchor_variance(evidence) + constants.error[group] ** 2
     weight = spread**2 / (spread**2 + variance)
-    mean = weight * (evidence["held_out_rank"] + constants.shift) + (1 - weight) * prior
+    mean = weight * (evidence["held_out_rank"] + constants.shift[group]) + (1 - weight) * prior
     return mean, float(np.sqrt(weight * variance))
+
+
+def left_out_group(n_anchors: float) -> int:
+    """Position of the constants for so many left-out anchors."""
+    return int(np.searchsorted([10, 30], n_anchors, side="right"))
 
 
 def anchor_variance(evidence: dict[str, float], suffix: str = "") -> float:
@@ -154,9 +143,9 @@ def _knn(
 def conclude(evidence: dict[str, float]) -> tuple[str, list[str]]:
     """Level and reasons, from figures and estimates.
 
-    ``"identified"`` if the interval of FOSCTTM lies below 0.35, no twin disagrees by more than 0.25 (or left-out
-    anchors, five or more, speak for the map all the same), and, with conditions, their ranks within them lie below
-    chance; ``"failed"`` if FOSCTTM is above 0.35 with 90 % probability; ``"ambiguous"`` otherwise.
+    ``"identified"`` if the interval of FOSCTTM lies below 0.35, there is an anchor, no twin disagrees by more than 0.25
+    (or five or more left-out anchors speak for the map all the same), and, with conditions, their ranks within them lie
+    below chance; ``"failed"`` if FOSCTTM is above 0.35 with 90 % probability; ``"ambiguous"`` otherwise.
     """
     high = evidence["foscttm_high"]
     reasons = [_found(evidence)]
@@ -171,7 +160,9 @@ def conclude(evidence: dict[str, float]) -> tuple[str, list[str]]:
         return "failed", [*reasons, f"Do not use this translation; try another method or more anchors.{chance}"]
     if high >= USABLE_FOSCTTM:
         return "ambiguous", [*reasons, "That does not tell a usable translation from a wrong one; more anchors would."]
-    if twins and evidence["held_out_anchors"] < 5:
+    if not evidence["n_anchors"]:
+        return "ambiguous", [*reasons, "Without any anchor, nothing tells a map from others that match as well."]
+    if twins and evidence["held_out_anchors"] < FEW_ANCHORS:
         return "ambiguous", reasons
     inside = evidence.get("foscttm_high_within_condition")
     if inside is not None and inside >= 0.5:
