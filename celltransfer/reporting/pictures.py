@@ -114,8 +114,8 @@ def _space(report: Report) -> Picture | None:
     what = f", coloured by {grouping}" if grouping else ""
     text = (
         f"Measured {target} cells and their translations from {source} in the first two components of the scoring "
-        f"space{what}. A good translation lies on the measured cells with the same colours in the same places. Here the "
-        f"translated cells spread {_relative_spread(layout, translated):.2f} times as widely as the measured ones."
+        f"space{what}. A good translation lies on the measured cells with the same colours in the same places. Here "
+        f"the translated cells spread {_relative_spread(layout, translated):.2f} times as widely as the measured ones."
     )
     return Picture(draw, text, f"Scatter plot. {text}")
 
