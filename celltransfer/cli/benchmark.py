@@ -84,7 +84,7 @@ def run(
     methods: Annotated[
         list[str] | None,
         typer.Option(
-            help="Methods, 'METHOD(option=value, ...)', peers, controls; 'ours' and 'peers' are all of them.",
+            help="Methods, 'METHOD(option=value, ...)', peers; 'ours' and 'peers' are all of them. Controls are always run.",
             metavar="NAME...",
         ),
     ] = None,
@@ -121,11 +121,17 @@ def run(
         from celltransfer.benchmark.methods import CONTROLS
 
         _import(imports)
-        if slice_ and slice_ not in benchmark.slices():
+        part_of_grid = benchmark.slices().get(slice_ or "core")
+        if part_of_grid is None:
             raise ConfigError(f"There is no slice {slice_!r}; there are {', '.join(benchmark.slices())}.")
+        own = {"source": source, "target": target, "labels": labels, "conditions": conditions, "kinds": kinds}
+        given = [name for name, value in own.items() if value]
+        if data is None and given:
+            raise ConfigError(f"--{given[0]} says how to read --data, which is not given.")
+        if data is not None and datasets:
+            raise ConfigError("--data and --datasets are given; choose one.")
         if data is not None:
-            pairs = dict(item.split("=", 1) for item in kinds or [] if "=" in item)
-            arms = [benchmark.own_arm(data, source, target, labels, conditions, pairs)]
+            arms = [benchmark.own_arm(data, source, target, labels, conditions, _kinds(kinds))]
         else:
             arms = [benchmark.arm(name) for name in datasets or []]
         names = list(methods) if methods else None
@@ -133,7 +139,7 @@ def run(
         if anchors:
             how["anchors"] = anchors
         if seeds or first_seed:
-            how["seeds"] = range(first_seed, first_seed + (seeds or 3))
+            how["seeds"] = range(first_seed, first_seed + (seeds or part_of_grid.seeds))
         if names and CONTROLS not in names:
             names.insert(0, CONTROLS)
         wanted = [regime.value for regime in regimes] if regimes else None
@@ -260,6 +266,13 @@ def list_peers() -> None:
             print(f"{name}: {about['title']}, {about['licence']}. {missing or peers.versions(name)}")
             print(f"    {about['reference']}")
             print(f"    Needs {about['needs']}. Given: {about['given']}")
+
+
+def _kinds(items: list[str] | None) -> dict[str, str]:
+    for item in items or []:
+        if "=" not in item:
+            raise ConfigError(f"--kinds {item}: expected MODALITY=KIND, such as gex=rna.")
+    return dict(item.split("=", 1) for item in items or [])
 
 
 def _import(names: list[str] | None) -> None:

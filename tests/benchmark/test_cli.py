@@ -49,9 +49,13 @@ def test_peers_are_listed() -> None:
         (["--datasets", "nothing"], "no dataset 'nothing'"),
         (["--methods", "nothing"], "no method 'nothing'"),
         (["--import", "no_such_module"], "no_such_module"),
+        (["--source", "rna"], "--source says how to read --data"),
+        (["--data", __file__, "--datasets", "scgem"], "choose one"),
+        (["--data", __file__, "--kinds", "gex"], "expected MODALITY=KIND"),
+        (["--data", __file__], "no MuData file"),
     ],
 )
-def test_wrong_names_are_one_line(words: list[str], message: str) -> None:
+def test_wrong_words_are_one_line(words: list[str], message: str) -> None:
     error = _run("run", *words, "--dry-run", code=1)
     assert error.splitlines()[-1].startswith("error: ")
     assert message in error
