@@ -44,7 +44,7 @@ _ORIGIN = {"measured": "#0072B2", "translated": "#E69F00"}
 _GREY, _SHADOW, _OTHER = "#9e9e9e", "#e4e4e4", "other"
 
 
-class ShownFigure(Figure):
+class _Figure(Figure):
     """A figure that notebooks show whether or not pyplot was imported."""
 
     def _repr_png_(self) -> bytes:
@@ -112,7 +112,7 @@ def translation(
         )
     layout = _umap(np.vstack(points), seed)
     translated = np.repeat([False, True], [len(side) for side in points])
-    figure = ShownFigure(figsize=(13.5 if color else 6.2, 4.6), layout="constrained")
+    figure = blank(13.5 if color else 6.2, 4.6)
     if color is None:
         by_origin(figure.add_subplot(), layout, translated)
     else:
@@ -129,7 +129,7 @@ def history(model: TransferModel) -> Figure:
     curves = {name: rows for name, rows in model.result_.history.items() if rows}
     columns = min(3, max(1, len(curves)))
     rows_needed = -(-max(1, len(curves)) // columns)
-    figure = ShownFigure(figsize=(4 * columns, 2.8 * rows_needed), layout="constrained")
+    figure = blank(4 * columns, 2.8 * rows_needed)
     for position, (name, rows) in enumerate(curves.items(), start=1):
         axes = figure.add_subplot(rows_needed, columns, position)
         axes.plot(*np.array(rows).T, lw=1, color=COLORS[0])
@@ -141,6 +141,11 @@ def history(model: TransferModel) -> Figure:
 def plain(name: str) -> str:
     """A name that is drawn as it is: matplotlib takes ``$`` for the start of a formula."""
     return name.replace("$", r"\$")
+
+
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, whose parts make room for each other."""
+    return _Figure(figsize=(width, height), layout="constrained")
 
 
 def by_origin(axes: Axes, layout: np.ndarray, translated: np.ndarray, title: str = "") -> None:

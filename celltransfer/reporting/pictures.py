@@ -53,7 +53,7 @@ def pictures(report: Report) -> dict[str, Picture]:
 
 
 def _axes(width: float = 6.4, height: float = 3.4) -> tuple[Figure, Axes]:
-    figure = pl.ShownFigure(figsize=(width, height), layout="constrained")
+    figure = pl.blank(width, height)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
@@ -100,10 +100,10 @@ def _space(report: Report) -> Picture | None:
 
     def draw() -> Figure:
         if grouping is None:
-            figure = pl.ShownFigure(figsize=(6.2, 4.4), layout="constrained")
+            figure = pl.blank(6.2, 4.4)
             pl.by_origin(figure.add_subplot(), layout, translated)
         else:
-            figure = pl.ShownFigure(figsize=(10.5, 4.2), layout="constrained")
+            figure = pl.blank(10.5, 4.2)
             values = pd.concat([cells[grouping]] * 2, ignore_index=True)
             pl.by_value(figure.subplots(1, 2), layout, translated, values, ("measured", "translated"))
         for axes in figure.axes:
@@ -177,7 +177,7 @@ def _curve(report: Report) -> Picture | None:
     means = report.curve.groupby(["method", "n_anchors"])[["foscttm", "knn_accuracy@10"]].agg(["mean", "min", "max"])
 
     def draw() -> Figure:
-        figure = pl.ShownFigure(figsize=(10.5, 3.8), layout="constrained")
+        figure = pl.blank(10.5, 3.8)
         for axes, score in zip(figure.subplots(1, 2), ("foscttm", "knn_accuracy@10"), strict=True):
             for method, color in zip((TRANSLATION, words.CONTROLS["ridge"]), (_BLUE, _ORANGE), strict=True):
                 if method in means.index:
