@@ -84,7 +84,7 @@ def run(
     methods: Annotated[
         list[str] | None,
         typer.Option(
-            help="Methods, 'METHOD(option=value, ...)', peers; 'ours' and 'peers' are all of them. Controls are always run.",
+            help="Methods, 'METHOD(option=value, ...)', peers; 'ours' and 'peers' are all. Controls are always run.",
             metavar="NAME...",
         ),
     ] = None,
