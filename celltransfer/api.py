@@ -77,8 +77,9 @@ def fit(
         Limits (steps, seconds, batch size, checkpoints); ``None``: the method's defaults. Its `max_seconds` covers
         all that `fit` does.
     verdict
-        Whether to judge the fit by refitting without some of the anchors: up to 20 times where a fit takes less than
-        half a second, else up to 4 times, with a quarter of the training steps each.
+        Whether to judge the fit, refitting without some of the anchors: up to 20 times where a fit takes less than
+        half a second, else 2 to 4 times, with a quarter of the training steps each; with fewer than 3 anchors, twice on
+        half of the cells.
     **options
         Options of the method.
 

@@ -27,6 +27,8 @@ logger = logging.getLogger("celltransfer")
 
 # Refits for the verdict: as many as cost little, see `_judge`.
 CHEAP_SECONDS, MANY_FOLDS, FEW_FOLDS = 0.5, 20, 4
+# Refits of methods without steps may take so long together, as long as there are two of them.
+REFIT_SECONDS = 10.0
 # What the search for symmetries may take.
 SEARCH_SECONDS = 3.0
 
@@ -110,9 +112,10 @@ def _judge(
     translator, result = model.translator, model.result_
     if result.status is Status.INTERRUPTED:
         return Verdict("ambiguous", [f"The fit was interrupted, and not judged. {result.advice}"])
-    # Cheap fits are repeated without every anchor or two, others four times with a quarter of the steps.
+    # Cheap fits are repeated without every anchor or two, others at most four times, with a quarter of the steps.
     cheap = result.seconds < min(CHEAP_SECONDS, clock.left() / MANY_FOLDS)
-    folds = max(min(MANY_FOLDS if cheap else FEW_FOLDS, pair.n_anchors), diagnostics.N_HALVES)
+    many = MANY_FOLDS if cheap else FEW_FOLDS if hasattr(translator, "training") else _affordable(result.seconds)
+    folds = max(min(many, pair.n_anchors), diagnostics.N_HALVES)
     steps = result.n_steps if cheap else result.n_steps // 4
     short = replace(trainer, max_steps=max(steps, 1), progress=False, checkpoint_dir=None, resume=False)
 
@@ -137,6 +140,11 @@ def _judge(
             return Verdict("ambiguous", [str(reason)])
     model.confidence_ = Confidence(found.translated, found.doubt)
     return diagnostics.verdict_of(found)
+
+
+def _affordable(seconds: float) -> int:
+    """Number of refits by a method that knows no steps, each of which takes as long as the fit."""
+    return int(np.clip(REFIT_SECONDS / seconds, 1, FEW_FOLDS))
 
 
 def _refitted(translator: Translator, pair: ModalityPair, trainer: Trainer, clock: Clock, seed: int) -> Translator:

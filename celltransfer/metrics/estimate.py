@@ -56,13 +56,13 @@ class Constants:
 
 
 FITTED = Constants(
-    intercept=0.03,
-    slope=0.95,
-    spread=(0.1, 0.08, 0.11),
-    shift=(0.0, -0.025, -0.025),
-    error=(0.08, 0.1, 0.045),
+    intercept=0.033,
+    slope=0.938,
+    spread=(0.096, 0.08, 0.114),
+    shift=(0.0, -0.022, -0.033),
+    error=(0.125, 0.107, 0.047),
     exponents=(0.6, 0.95),
-    strength=26.0,
+    strength=30,
 )
 
 
