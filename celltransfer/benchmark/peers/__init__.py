@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from celltransfer.benchmark.peers.cmae import CrossModalAutoencoder
+from celltransfer.benchmark.peers.moscot import Moscot
+from celltransfer.benchmark.peers.multivi import MultiVI
 from celltransfer.benchmark.peers.pot import EntropicGromov, FusedGromov
+from celltransfer.benchmark.peers.scglue import Glue
+from celltransfer.benchmark.peers.totalvi import TotalVI
+from celltransfer.benchmark.peers.unioncom import UnionCom
+from celltransfer.benchmark.peers.uniport import UniPort
 from celltransfer.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -34,7 +40,13 @@ __all__ = ["about", "applies", "missing", "names", "translate", "versions"]
 _PEERS: dict[str, Peer] = {
     "pot_egw": EntropicGromov(),
     "pot_fgw": FusedGromov(),
+    "moscot": Moscot(),
+    "unioncom": UnionCom(),
+    "uniport": UniPort(),
     "cmae": CrossModalAutoencoder(),
+    "multivi": MultiVI(),
+    "totalvi": TotalVI(),
+    "scglue": Glue(),
 }
 _FACTS = ("title", "reference", "package", "licence", "transductive", "uses_anchors", "needs", "given")
 
@@ -116,7 +128,7 @@ def _peer(name: str) -> Peer:
 def _quiet_and_seeded(seed: int) -> Iterator[None]:
     """One thread, global generators seeded and put back, and none of the peers' chatter."""
     import torch
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     threads, disabled = torch.get_num_threads(), logging.root.manager.disable
     state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - peers draw from it

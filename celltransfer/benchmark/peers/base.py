@@ -8,10 +8,11 @@ random; a test cell that is left over takes the mean of the nearest cells that w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata, util
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import anndata as ad
 import numpy as np
@@ -23,6 +24,8 @@ from celltransfer.pp import Recipe
 from celltransfer.pp.transforms import CLR, LogNormalize, TfIdf
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pandas as pd
     from anndata import AnnData
 
@@ -98,6 +101,19 @@ class Peer(ABC):
         """Translated test cells on the normalised scale, and the names of their features."""
 
 
+@contextmanager
+def lent_to_numpy(**names: Any) -> Iterator[None]:
+    """Give numpy names back that it has dropped and a peer still uses, for as long as the peer runs."""
+    new = {name: value for name, value in names.items() if not hasattr(np, name)}
+    for name, value in new.items():
+        setattr(np, name, value)
+    try:
+        yield
+    finally:
+        for name in new:
+            delattr(np, name)
+
+
 def kind(task: Task, modality: str) -> str:
     """Which counts a modality holds, by how the scorer normalises it: rna, atac or protein; none for other values."""
     return _KINDS.get(type(task.normalizers[modality]()), "none")
@@ -124,8 +140,8 @@ def nearest_mean(queries: np.ndarray, cells: np.ndarray, values: Matrix) -> np.n
 
 def _weighted(weights: Matrix, values: Matrix) -> np.ndarray:
     """Products (n, m) x (m, p), dense float32."""
-    product = weights @ values
-    return np.asarray(product.toarray() if sp.issparse(product) else product, dtype=np.float32)
+    product: Any = weights @ values
+    return np.asarray(product if isinstance(product, np.ndarray) else product.toarray(), dtype=np.float32)
 
 
 @dataclass(frozen=True, eq=False)
