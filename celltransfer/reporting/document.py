@@ -80,7 +80,11 @@ def _verdict(report: Report) -> Section:
         )
         if not frame["measured"].any():
             frame = frame[["estimate"]]
-        blocks.append(Table("What the verdict rests on: no pair that is scored here was used for it.", frame))
+        caption = "What the verdict rests on: no pair that is scored here was used for it."
+        if "reference_cells" in evidence.index and frame.shape[1] > 1:
+            among = report.verdict.evidence["reference_cells"]
+            caption += f" kNN accuracy is estimated, and measured, among {among:.0f} target cells."
+        blocks.append(Table(caption, frame))
     return Section("Verdict", blocks)
 
 

@@ -71,8 +71,13 @@ class Report:
 
     @property
     def evidence(self) -> pd.DataFrame:
-        """What the verdict rests on: one row per figure, estimates with interval and, if known, the measured score."""
-        return tables.evidence(self.verdict.evidence, self.table, TRANSLATION)
+        """What the verdict rests on: one row per figure, estimates with interval and, if known, the measured score.
+
+        kNN accuracy is measured among as many cells as the verdict ranked, ``reference_cells``.
+        """
+        found = self.verdict.evidence
+        truth = tables.measured(self.table, self.by_cell, TRANSLATION, found.get("reference_cells"))
+        return tables.evidence(found, truth)
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """All tables that are not empty, by name."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from scipy.stats import binom
 
 from celltransfer.metrics import scores
 from celltransfer.metrics.bootstrap import intervals, resampled_means
@@ -222,8 +223,8 @@ def rank_correlation(cells: pd.DataFrame, confidence: str) -> float:
     return float(cells[confidence].corr(-cells["foscttm"], method="spearman"))
 
 
-def evidence(found: Mapping[str, float], table: pd.DataFrame, translation: str) -> pd.DataFrame:
-    """The verdict's evidence, estimates first: their intervals and, where the truth is known, the measured score.
+def evidence(found: Mapping[str, float], truth: Mapping[str, float]) -> pd.DataFrame:
+    """The verdict's evidence, estimates first: their intervals and, where the `truth` is known, the measured score.
 
     Any ``x_estimate`` is taken for an estimate of the score ``x``, with the interval ``x_low`` to ``x_high``. ``held``
     says whether the interval holds what was measured.
@@ -237,9 +238,9 @@ def evidence(found: Mapping[str, float], table: pd.DataFrame, translation: str) 
         if bounds[key]:
             rows[score] |= dict(zip(("low", "high"), (found[limit] for limit in bounds[key] or ()), strict=True))
         if "_estimate" in key:
-            rows[score]["measured"] = measured = _measured(table, score, translation)
+            rows[score]["measured"] = true = truth.get(score, float("nan"))
             low, high = (rows[score].get(end, float("nan")) for end in ("low", "high"))
-            rows[score]["held"] = None if np.isnan([measured, low, high]).any() else bool(low <= measured <= high)
+            rows[score]["held"] = None if np.isnan([true, low, high]).any() else bool(low <= true <= high)
     columns = ["value", "low", "high", "measured", "held"]
     return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns).rename_axis("evidence")
 
@@ -251,6 +252,23 @@ def _bounds(key: str, found: Mapping[str, float]) -> tuple[str, str] | None:
     return next(((low, high) for low, high in pairs if low in found and high in found and key not in (low, high)), None)
 
 
-def _measured(table: pd.DataFrame, score: str, translation: str) -> float:
-    names = [score, f"{score}@10"]
-    return next((float(table[name][translation]) for name in names if name in table), float("nan"))
+def measured(
+    table: pd.DataFrame, cells: pd.DataFrame, translation: str, n_candidates: float | None
+) -> dict[str, float]:
+    """The translation's scores, to hold estimates against.
+
+    kNN accuracy falls as there are more cells to mistake for the partner. So ``knn_accuracy`` (of 10) and
+    ``knn_accuracy@50`` are its expectation among `n_candidates` of the scored cells, the partner included, where that
+    number is known.
+    """
+    if table.empty:
+        return {}
+    found = {str(name): float(table[name][translation]) for name in table}
+    for key, k in (("knn_accuracy", 10), ("knn_accuracy@50", 50)):
+        name = f"knn_accuracy@{k}"
+        if n_candidates and "foscttm_source_to_target" in cells:
+            nearer = cells["foscttm_source_to_target"].to_numpy()
+            found[key] = float(binom.cdf(k - 1, round(n_candidates) - 1, nearer).mean())
+        elif name in found:
+            found[key] = found[name]
+    return found

@@ -9,7 +9,13 @@ import pytest
 import scipy.sparse as sp
 from celltransfer.errors import ConditionError
 from celltransfer.metrics.protocol import Scores
-from celltransfer.metrics.scores import correlation_per_feature, foscttm, reference_share
+from celltransfer.metrics.scores import (
+    correlation_per_feature,
+    foscttm,
+    foscttm_per_cell,
+    knn_accuracy,
+    reference_share,
+)
 from celltransfer.reporting import tables
 
 pytestmark = pytest.mark.filterwarnings(
@@ -159,25 +165,36 @@ def test_evidence_beside_the_truth():
         "twin_disagreement": 0.4,
         "twin_low": 0.3,
         "twin_high": 0.5,
-        "knn_accuracy_estimate": 0.5,
+        "knn_accuracy_estimate@50": 0.5,
         "something_new": 1.0,
     }
-    table = pd.DataFrame({"foscttm": [0.25], "knn_accuracy@10": [0.2]}, index=["translation"])
-    evidence = tables.evidence(found, table, "translation")
-    assert list(evidence.index) == [
-        "foscttm",
-        "knn_accuracy",
-        "held_out_anchors",
-        "twin_disagreement",
-        "something_new",
-    ]
+    evidence = tables.evidence(found, {"foscttm": 0.25, "knn_accuracy@50": 0.2})
+    names = ["foscttm", "knn_accuracy@50", "held_out_anchors", "twin_disagreement", "something_new"]
+    assert list(evidence.index) == names
     assert evidence.loc["foscttm", ["low", "high", "measured", "held"]].tolist() == [0.1, 0.3, 0.25, True]
     assert evidence.loc["twin_disagreement", ["low", "high"]].tolist() == [0.3, 0.5]
-    assert evidence.loc["knn_accuracy", "measured"] == 0.2
-    assert pd.isna(evidence.loc["knn_accuracy", "held"])
-    unknown = tables.evidence(found, pd.DataFrame(), "translation")
-    assert unknown["measured"].isna().all()
-    assert tables.evidence({}, table, "translation").empty
+    assert evidence.loc["knn_accuracy@50", "measured"] == 0.2
+    assert pd.isna(evidence.loc["knn_accuracy@50", "held"])
+    assert tables.evidence(found, {})["measured"].isna().all()
+    assert tables.evidence({}, {"foscttm": 0.1}).empty
+
+
+def test_accuracy_among_fewer_candidates_is_what_fewer_candidates_give():
+    """The expectation agrees with draws of the candidates."""
+    rng = np.random.default_rng(0)
+    n, m = 400, 120
+    truth = rng.normal(size=(n, 5))
+    mine = truth + rng.normal(size=truth.shape)
+    nearer = foscttm_per_cell(mine, truth).source_to_target
+    table = pd.DataFrame({"knn_accuracy@10": [0.5]}, index=["t"])
+    found = tables.measured(table, pd.DataFrame({"foscttm_source_to_target": nearer}), "t", m)
+    drawn = []
+    for _ in range(30):
+        some = rng.choice(n, m, replace=False)
+        drawn.append(knn_accuracy(mine[some], truth[some], 10))
+    assert found["knn_accuracy"] == pytest.approx(np.mean(drawn), abs=0.02)
+    assert tables.measured(table, pd.DataFrame(), "t", None)["knn_accuracy"] == 0.5
+    assert tables.measured(pd.DataFrame(), pd.DataFrame(), "t", m) == {}
 
 
 def test_evidence_of_a_report_is_compared_with_the_truth(whole):
