@@ -67,7 +67,7 @@ Folder = Annotated[Path, typer.Argument(help="Folder that `benchmark run` wrote,
 Slice = Annotated[
     str | None,
     typer.Argument(
-        metavar="[SLICE]", help="Named part of the grid, see `celltransfer benchmark slices`.  [default: core]"
+        metavar="[SLICE]", help="Named part of the grid, see `celltransfer benchmark slices`; core if none is given."
     ),
 ]
 
@@ -191,7 +191,8 @@ def compare_methods(
     results: Folder,
     first: Annotated[str, typer.Argument(help="Method.")],
     others: Annotated[
-        list[str] | None, typer.Argument(help="Methods; 'best' is the best other.  [default: best ridge pls fgw]")
+        list[str] | None,
+        typer.Argument(help="Methods; 'best' is the best other. If none is given: best ridge pls fgw."),
     ] = None,
     score: Annotated[str, typer.Option(help="foscttm, knn_accuracy@10 or knn_accuracy@50.")] = "foscttm",
 ) -> None:
