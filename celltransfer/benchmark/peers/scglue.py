@@ -37,8 +37,8 @@ class Glue(Peer):
     given = (
         f"{N_GENES:,} variable genes and the peaks linked to them (weight 1); 50 components into the encoders; anchors "
         "as paired cells, default weights; epochs and patience as it sets them, pretraining and fine-tuning with half "
-        "of the time each at most; mean of the 10 nearest target cells in the joint embedding (its authors advise against "
-        "using decoded values)"
+        "of the time each at most; mean of the 10 nearest target cells in the joint embedding (its authors advise "
+        "against using decoded values)"
     )
 
     def applies(self, task: Task) -> str | None:

@@ -40,8 +40,8 @@ class UnionCom(Peer):
     given = (
         f"at most {MAX_CELLS:,} cells a side, fewer where time is short; 50 components; {MATCHING:,} iterations of "
         f"matching and {EMBEDDING} epochs of embedding, or as many as there is time for; mean of the 10 nearest target "
-        "cells in the joint embedding. Two things that the package asks for, np.int (gone from numpy) and torchvision (never "
-        "used), are lent to it while it runs"
+        "cells in the joint embedding. Two things that the package asks for, np.int (gone from numpy) and torchvision "
+        "(never used), are lent to it while it runs"
     )
 
     def translate(self, task: Task, seed: int, clock: Clock) -> Translated:

@@ -38,8 +38,8 @@ class UniPort(Peer):
     needs = "any two modalities"
     given = (
         f"up to {N_FEATURES:,} features (variable genes, most open peaks), scaled to 0 to 1; {ITERATIONS:,} "
-        "iterations, or as many as there is time for, with early stopping; mean of the 10 nearest target cells in the latent "
-        "space (its own prediction fails in this mode: it returns a variable that it has not set)"
+        "iterations, or as many as there is time for, with early stopping; mean of the 10 nearest target cells in the "
+        "latent space (its own prediction fails in this mode: it returns a variable that it has not set)"
     )
 
     def translate(self, task: Task, seed: int, clock: Clock) -> Translated:

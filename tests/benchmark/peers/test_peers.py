@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import celltransfer as ct
 import numpy as np
 import pytest
 from celltransfer.benchmark import peers
 from celltransfer.benchmark.peers import crossmodal
-from celltransfer.benchmark.peers.base import Matching
+from celltransfer.benchmark.peers.base import Matching, lent_to_numpy
 from celltransfer.errors import ConfigError, InputError
 from celltransfer.metrics import protocol
 
@@ -83,6 +84,35 @@ def test_reasons(task, unpaired, values) -> None:
     assert "pairs" in peers.applies("pot_fgw", unpaired)
     assert peers.applies("pot_fgw", task) is None
     assert peers.applies("pot_egw", unpaired) is None
+    assert "rna to protein" in peers.applies("totalvi", task)
+    assert "pairs" in peers.applies("multivi", unpaired)
+    assert "none and none" in peers.applies("multivi", values)
+
+
+def test_feature_links_are_needed(task) -> None:
+    mdata = task.mdata.copy()
+    mdata.mod["atac"].var["linked_gene"] = "no such gene"
+    assert "feature links" in peers.applies("scglue", replace(task, mdata=mdata))
+    mdata.mod["atac"].var["linked_gene"] = list(mdata.mod["rna"].var_names[:1]) * mdata.mod["atac"].n_vars
+    assert peers.applies("scglue", replace(task, mdata=mdata)) is None
+
+
+def test_numpy_gets_back_what_it_lent() -> None:
+    with lent_to_numpy(int=int, float64=None):
+        assert vars(np)["int"] is int
+        assert np.float64 is not None
+    assert not hasattr(np, "int")
+
+
+def test_guide_names_every_peer() -> None:
+    guide = Path(__file__).parents[3] / "docs" / "peers.md"
+    if not guide.is_file():
+        pytest.skip("not run from a checkout")
+    text = guide.read_text()
+    for name in peers.names():
+        facts = peers.about(name)
+        assert f"`{name}`" in text
+        assert all(str(facts[fact]) in text for fact in ("title", "reference", "needs", "given"))
 
 
 def test_anchors_lead_beyond_chance(task) -> None:
