@@ -59,6 +59,11 @@ def _axes(width: float = 6.4, height: float = 3.4) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _bins(values: Any, low: float) -> list[float]:
+    """Edges of bins up to 1, the fewer the fewer values there are."""
+    return list(np.linspace(low, 1, 1 + int(np.clip(len(values) // 10, 20, 50))))
+
+
 def _line(axes: Axes, at: Any, label: str, color: str, *, horizontal: bool = False) -> None:
     """A reference line, dashed."""
     draw = axes.axhline if horizontal else axes.axvline
@@ -71,7 +76,7 @@ def _foscttm(report: Report) -> Picture:
 
     def draw() -> Figure:
         figure, axes = _axes()
-        axes.hist(values, bins=list(np.linspace(0, 1, 51)), color=_BLUE, alpha=0.85)
+        axes.hist(values, bins=_bins(values, 0.0), color=_BLUE, alpha=0.85)
         _line(axes, 0.5, "chance: 0.500", _GREY)
         _line(axes, row["translation"], f"mean: {row['translation']:.3f}", _ORANGE)
         _line(axes, row["ceiling"], f"mean of the ceiling: {row['ceiling']:.3f}", _GREEN)
@@ -211,7 +216,7 @@ def _features(report: Report) -> Picture | None:
     def draw() -> Figure:
         figure, axes = _axes()
         low = min(-0.2, np.floor(10 * values.min()) / 10)
-        axes.hist(values, bins=list(np.linspace(low, 1, 49)), color=_BLUE, alpha=0.85)
+        axes.hist(values, bins=_bins(values, low), color=_BLUE, alpha=0.85)
         _line(axes, 0, "no correlation", _GREY)
         _line(axes, float(values.median()), f"median: {values.median():.3f}", _ORANGE)
         axes.set(xlabel="Pearson correlation over cells", ylabel="features", xlim=(low, 1))

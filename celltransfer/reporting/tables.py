@@ -229,7 +229,10 @@ def evidence(found: Mapping[str, float], truth: Mapping[str, float]) -> pd.DataF
     Any ``x_estimate`` is taken for an estimate of the score ``x``, with the interval ``x_low`` to ``x_high``. ``held``
     says whether the interval holds what was measured.
     """
-    bounds = {key: _bounds(key, found) for key in found}
+    bounds: dict[str, tuple[str, str] | None] = {}
+    for key in found:  # an interval belongs to the first figure that it fits
+        pair = _bounds(key, found)
+        bounds[key] = None if pair in bounds.values() else pair
     limits = {limit for pair in bounds.values() for limit in pair or ()}
     rows: dict[str, dict[str, Any]] = {}
     for key in sorted(found.keys() - limits, key=lambda key: ("_estimate" not in key, list(found).index(key))):
@@ -268,7 +271,7 @@ def measured(
         name = f"knn_accuracy@{k}"
         if n_candidates and "foscttm_source_to_target" in cells:
             nearer = cells["foscttm_source_to_target"].to_numpy()
-            found[key] = float(binom.cdf(k - 1, round(n_candidates) - 1, nearer).mean())
+            found[key] = float(np.mean(binom.cdf(k - 1, round(n_candidates) - 1, nearer)))
         elif name in found:
             found[key] = found[name]
     return found

@@ -52,7 +52,12 @@ _EVIDENCE = {
     "self_rank": "Expected rank of a partner, from the noise about translations",
     "refit_disagreement": "Disagreement between refits (as FOSCTTM)",
     "twin_disagreement": "Disagreement of a second map that fits as well (as FOSCTTM)",
-    "depth_agreement": "Correlation of library sizes of a cell and of its match",
+    "twin_distance": "Energy distance of that map from the target cells",
+    "distance": "Energy distance of the fit from the target cells",
+    "distance_ratio": "Energy distance to the target cells, over that of a constant",
+    "shape_ratio": "The same, at the spread of the target cells",
+    "depth_agreement": "Correlation of the library sizes of cells and of their translations",
+    "depth_explained": "Share of library size that target cells reveal",
 }
 
 

@@ -165,14 +165,16 @@ def test_evidence_beside_the_truth():
         "twin_disagreement": 0.4,
         "twin_low": 0.3,
         "twin_high": 0.5,
+        "twin_distance": 0.7,
         "knn_accuracy_estimate@50": 0.5,
         "something_new": 1.0,
     }
     evidence = tables.evidence(found, {"foscttm": 0.25, "knn_accuracy@50": 0.2})
-    names = ["foscttm", "knn_accuracy@50", "held_out_anchors", "twin_disagreement", "something_new"]
+    names = ["foscttm", "knn_accuracy@50", "held_out_anchors", "twin_disagreement", "twin_distance", "something_new"]
     assert list(evidence.index) == names
     assert evidence.loc["foscttm", ["low", "high", "measured", "held"]].tolist() == [0.1, 0.3, 0.25, True]
     assert evidence.loc["twin_disagreement", ["low", "high"]].tolist() == [0.3, 0.5]
+    assert pd.isna(evidence.loc["twin_distance", "low"])
     assert evidence.loc["knn_accuracy@50", "measured"] == 0.2
     assert pd.isna(evidence.loc["knn_accuracy@50", "held"])
     assert tables.evidence(found, {})["measured"].isna().all()
