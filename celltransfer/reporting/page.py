@@ -51,7 +51,8 @@ figure img { max-width: 100%; height: auto; background: #fff; border-radius: .5r
 @media print {
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; }
   h2 { break-after: avoid; } figure, tr, .figures { break-inside: avoid; } .wide { overflow: visible; }
-  table { font-size: 7.5pt; } th, td { padding: .15rem .3rem; } td { white-space: normal; } thead { display: table-header-group; }
+  table { font-size: 7.5pt; } thead { display: table-header-group; }
+  th, td { padding: .15rem .3rem; } td { white-space: normal; }
   .level, .figures div, tr.strong > * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
