@@ -122,6 +122,7 @@ def test_demo_refuses_a_folder_that_is_not_a_model_before_it_starts(tmp_path, mo
 def test_demo_draws(tmp_path):
     run("demo", "--method", "ridge", "--anchors", "20", "--dataset", "pbmc68k_panels", "--out", tmp_path)
     assert (tmp_path / "translation.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
 @pytest.mark.real_data

@@ -80,7 +80,7 @@ def demo(
     ),
     report: ReportFile = None,
     json_file: JsonFile = None,
-    picture: Annotated[bool, typer.Option(help="Draw measured and translated cells in one UMAP.")] = True,
+    picture: Annotated[bool, typer.Option(help="Draw cells in one UMAP, and write the report as a page with pictures.")] = True,
     strict: Strict = False,
 ) -> None:
     """Run the main job: unpair a co-assay, fit, translate, write the MuData, report, draw."""
@@ -100,7 +100,8 @@ def demo(
         written = ["model", "translated.h5mu", "report.md", "report.json"]
         if picture:
             _draw(model, mdata, out / "translation.png", seed)
-            written.append("translation.png")
+            result.to_html(out / "report.html")
+            written += ["translation.png", "report.html"]
         _show(result)
         say(f"Written to {out}/: {', '.join(written)}")
         _exit(model, strict)
