@@ -80,7 +80,9 @@ def demo(
     ),
     report: ReportFile = None,
     json_file: JsonFile = None,
-    picture: Annotated[bool, typer.Option(help="Draw cells in one UMAP, and write the report as a page with pictures.")] = True,
+    picture: Annotated[
+        bool, typer.Option(help="Draw cells in one UMAP, and write the report as a page with pictures.")
+    ] = True,
     strict: Strict = False,
 ) -> None:
     """Run the main job: unpair a co-assay, fit, translate, write the MuData, report, draw."""
