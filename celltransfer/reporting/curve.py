@@ -76,7 +76,7 @@ def curve(
     Returns
     -------
     pandas.DataFrame
-        One row per method, number of anchors and draw.
+        One row per method, number of anchors and draw; ``status`` says which refits the time limit stopped.
     list of str
         What was left out, and why.
     """
@@ -97,7 +97,8 @@ def curve(
             lost.setdefault(str(error), []).append(len(chosen))
             continue
         found = _points(model, task, inputs, fitted)
-        rows.append(_row(TRANSLATION, len(chosen), draw, task, found) | {"seconds": fitted.result_.seconds})
+        ended = {"seconds": fitted.result_.seconds, "status": fitted.result_.status.value}
+        rows.append(_row(TRANSLATION, len(chosen), draw, task, found) | ended)
         rows += _ridge(task, chosen, draw)
     table = pd.DataFrame(rows).sort_values(["method", "n_anchors", "draw"], ascending=[False, True, True])
     return table.reset_index(drop=True), [_lost(reason, which) for reason, which in lost.items()]
