@@ -1,4 +1,4 @@
-"""Levels of the verdict on maps whose standing is known: open where laws have symmetries, settled where they have none."""
+"""Levels of the verdict on maps whose standing is known: open where laws are symmetric, settled where they are not."""
 
 import numpy as np
 import pytest
