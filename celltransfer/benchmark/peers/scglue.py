@@ -73,7 +73,9 @@ class Glue(Peer):
                 shown, graph, model=model, init_kws={"random_seed": seed}, fit_kws={"directory": folder} | options
             )
         if not all(bool(weights.isfinite().all()) for weights in fitted.net.parameters()):
-            raise FloatingPointError("GLUE's weights became NaN while it was fine-tuned.")
+            raise FloatingPointError(
+                "GLUE became NaN in fine-tuning; its balancing weights do where no clusters match after pretraining."
+            )
         test = task.source_test.copy()
         test.obsm["X_rep"] = dense(recipe(task, task.source).transform(test))
         z, y = fitted.encode_data("x", test), fitted.encode_data("y", sides["y"])
