@@ -35,7 +35,7 @@ def fit(
     source: str | None = None,
     target: str | None = None,
     anchors: AnchorsLike = None,
-    method: str | Translator = "jacobian",
+    method: str | Translator = "auto",
     conditions: str | Sequence[str] | None = None,
     recipes: Mapping[str, str | Recipe] | None = None,
     train: cells.CellSelection = None,

@@ -348,8 +348,9 @@ def test_different_barcodes_through_a_table(full):
 
 
 def test_a_fit_that_fell_back_to_ridge_says_so(cells):
-    """The default method returns ridge where matching does not help; nobody should have to find that out."""
-    model = ct.fit(cells, train="train", anchors=40, seed=0, trainer=ct.train.Trainer(max_steps=2))
+    """The adversarial method returns ridge where matching does not help; nobody should have to find that out."""
+    limits = ct.train.Trainer(max_steps=2)
+    model = ct.fit(cells, train="train", anchors=40, method="jacobian", seed=0, trainer=limits)
     assert model.result_.status.value == "solved"
     assert "this is the ridge solution" in repr(model)
     assert "this is the ridge solution" in ct.report(model, cells).to_markdown()

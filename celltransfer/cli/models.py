@@ -69,7 +69,7 @@ def demo(
     source: Source = None,
     target: Target = None,
     anchors: Annotated[int, typer.Option(help="Number of co-assayed cells that training may see.", min=0)] = 10,
-    method: Method = "jacobian",
+    method: Method = "auto",
     conditions: Conditions = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -118,7 +118,7 @@ def fit(
         str | None,
         typer.Option(help="A number, a boolean obs column, or a CSV with columns source_id,target_id; default: all."),
     ] = None,
-    method: Method = "jacobian",
+    method: Method = "auto",
     conditions: Conditions = None,
     recipe: Annotated[
         list[str] | None,

@@ -176,7 +176,9 @@ def examine(
     seen = _View(pair, readout, rows, f, y)
     left_out = pair.n_anchors >= max(MIN_ANCHORS, translator.min_anchors + 1)
     refitted, ranks, missed = (
-        _left_out(seen, refit, rng, max_folds) if left_out else (_halves(seen, refit, rng), None, None)
+        _left_out(seen, refit, rng, max_folds, translator.left_out_)
+        if left_out
+        else (_halves(seen, refit, rng), None, None)
     )
     noise = _noise(f, y, missed)
     evidence = {"n_anchors": float(pair.n_anchors), "held_out_anchors": 0.0 if ranks is None else float(len(ranks))}
@@ -230,14 +232,22 @@ def _free(n: int, anchors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _left_out(
-    seen: _View, refit: Refit, rng: np.random.Generator, max_folds: int
+    seen: _View,
+    refit: Refit,
+    rng: np.random.Generator,
+    max_folds: int,
+    known: Sequence[tuple[Translator, np.ndarray]] | None = None,
 ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Leave anchors out in groups: the refits' translations, each anchor's ranks (k, 3), and what it was missed by."""
+    """Leave anchors out in groups: the refits' translations, each anchor's ranks (k, 3), and what it was missed by.
+
+    Where fits without every group of anchors are `known`, with the anchors they lack, there are no others.
+    """
     pair, place = seen.pair, seen.readout.place
     k, actual = pair.n_anchors, seen.readout.cells(pair.anchors[:, 1])
     ranks, missed, refitted = np.empty((k, 3)), np.empty((k, seen.y.shape[1])), []
-    for fold, held in enumerate(np.array_split(rng.permutation(k), min(k, max_folds))):
-        fitted = refit(replace(pair, anchors=np.delete(pair.anchors, held, axis=0)), fold)
+    parts = [(None, held) for held in np.array_split(rng.permutation(k), min(k, max_folds))]
+    for fold, (done, held) in enumerate(known or parts):
+        fitted = done or refit(replace(pair, anchors=np.delete(pair.anchors, held, axis=0)), fold)
         raw = place(_translated(fitted, pair, seen.refit_rows))
         translated, centre = centred(raw), raw.mean(axis=0)
         mine = place(_translated(fitted, pair, pair.anchors[held, 0])) - centre

@@ -83,6 +83,8 @@ class Translator(ABC):
     result_: FitResult
     # Rows of source and target cells that the fit did not see, right after it.
     held_out_: tuple[np.ndarray, np.ndarray] | None = None
+    # Fits without some of the anchors that the fit made anyway, and which of them; together they leave out every one.
+    left_out_: list[tuple[Translator, np.ndarray]] | None = None
 
     def fit(
         self: Self,
@@ -294,6 +296,8 @@ _BUILTIN: dict[str, str] = {
     "chance": "celltransfer.translators.baselines",
     "condition_mean": "celltransfer.translators.baselines",
     "fgw": "celltransfer.translators.gromov",
+    "consensus": "celltransfer.translators.consensus",
+    "auto": "celltransfer.translators.auto",
     "ieot_energy": "celltransfer.translators.energy",
     "lrmf": "celltransfer.translators.lrmf",
 }

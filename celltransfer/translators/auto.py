@@ -1,0 +1,259 @@
+"""The default method: several translators, weighted by how well they place anchors that they have not seen."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from celltransfer.data.pair import ModalityPair, dense
+from celltransfer.errors import ConfigError
+from celltransfer.train.loop import Trainer
+from celltransfer.train.outcome import FitResult, Status
+from celltransfer.train.stopping import Clock
+from celltransfer.translators.base import Arrays, Translator, get, make, register
+from celltransfer.translators.baselines import column_means, several_conditions
+from celltransfer.translators.coupling import Frame
+from celltransfer.translators.guard import partner_ranks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+logger = logging.getLogger("celltransfer")
+
+# Seconds that a fit may take in all, where nobody says otherwise.
+BUDGET = 180.0
+# Anchors from which candidates are compared, and the folds of the comparison.
+FEWEST_ANCHORS, FOLDS = 3, 5
+# How much left-out anchors must say before the weights leave what is known without them, in anchors.
+PRIOR_ANCHORS = 2.0
+# Which part of the target components' scale is taken out before errors are added.
+POWER = 0.5
+COORDINATES = 2000
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method, its options and its weight before any anchor was left out; `quick`: options in the comparison."""
+
+    label: str
+    method: str
+    options: dict[str, Any]
+    prior: float
+    quick: dict[str, Any] = field(default_factory=dict)
+
+
+# Matchings on components of their own scale and on those of more equal ones, the pairs alone, conditions alone.
+_FINE = {"powers": (0.5, 0.5), "penalty": 0.1, "smoothness": 0.002}
+_QUICK = {"n_starts": 4}
+TRIED = [
+    Candidate("consensus", "consensus", {}, 0.5, _QUICK),
+    Candidate("consensus of equal scales", "consensus", _FINE, 0.5, _QUICK),
+    Candidate("ridge", "ridge", {}, 0.0),
+    Candidate("condition mean", "condition_mean", {}, 2.0),
+]
+
+
+@register
+class Auto(Translator):
+    r"""Several translators, added with weights that anchors left out of their fits choose.
+
+    The weights minimise the squared error of the sum on anchors that no part of it has seen,
+
+    .. math:: \min_{w \ge 0} \sum_a \Big\|y_a - \sum_c w_c F_c^{(-a)}(x_a)\Big\|^2 + \tau \|w - w^0\|^2,
+
+    in whitened target components (stacked regression). They start from :math:`w^0`, what is best where nothing can be
+    compared: the consensus of matchings (`Consensus`), with conditions averaged with their mean cells. So few anchors
+    rest on the shapes of both clouds, and many on the pairs, without a switch that a user would have to know.
+
+    ``result_.notes`` says what was tried, how each candidate ranked left-out anchors, and the weights. Fits without
+    some of the anchors, weighted without them too, are kept for the verdict (``left_out_``).
+
+    Reference: Wolpert 1992 and Breiman 1996 (stacked regressions).
+
+    Parameters
+    ----------
+    methods
+        Names of the candidates, the first one preferred; ``None``: consensus, ridge and, with conditions, their means.
+    """
+
+    name = "auto"
+    matches_distributions = True
+    uses_conditions = True
+    needs_condition = True
+
+    members_: list[Translator]
+    weights_: np.ndarray
+    centre_: np.ndarray
+
+    def __init__(self, *, methods: Sequence[str] | None = None) -> None:
+        self.methods = methods
+
+    def _fit(self, pair: ModalityPair, *, seed: int, trainer: Trainer | None) -> FitResult:
+        limits = trainer or Trainer()
+        clock = Clock(BUDGET if limits.max_seconds is None else limits.max_seconds)
+        self.centre_ = column_means(pair.y).astype(np.float32)
+        candidates = self._candidates(pair)
+        comparing = pair.n_anchors >= FEWEST_ANCHORS and len(candidates) > 1
+        limited = replace(limits, max_seconds=clock.share(2 if comparing else 1), checkpoint_dir=None, resume=False)
+        self.members_ = [_fitted(each.method, each.options, pair, seed, limited) for each in candidates]
+        prior = np.array([each.prior for each in candidates])
+        self.weights_, self.left_out_ = prior, None
+        notes = [_without_comparison(pair.n_anchors, candidates)]
+        took = clock.elapsed()
+        if comparing and clock.left() > took:
+            folds = self._folds(pair, candidates, seed, limits, clock)
+            if folds:
+                notes = self._weigh(pair, candidates, folds)
+        result = self.members_[0].result_
+        return FitResult(
+            Status.MAX_TIME if clock.left() == 0 else result.status,
+            n_steps=result.n_steps,
+            seconds=clock.elapsed(),
+            history=result.history,
+            versions=result.versions,
+            notes=[*notes, f"That took {clock.elapsed():.0f} s of a budget of {clock.elapsed() + clock.left():.0f} s."],
+        )
+
+    def _candidates(self, pair: ModalityPair) -> list[Candidate]:
+        """What is compared, the preferred ones first."""
+        conditions = bool(several_conditions(pair))
+        tried = TRIED if self.methods is None else [Candidate(name, name, {}, 1.0) for name in self.methods]
+        if not tried or self.name in [each.method for each in tried]:
+            raise ConfigError(f"methods={self.methods!r}; expected names of other methods, one at least.")
+        usable = [each for each in tried if _usable(get(each.method), pair, conditions)]
+        if not usable:
+            raise ConfigError(f"None of methods={self.methods!r} can be fitted with {pair.n_anchors} anchors.")
+        total = sum(each.prior for each in usable)
+        return [replace(each, prior=each.prior / total) for each in usable]
+
+    def _folds(
+        self, pair: ModalityPair, candidates: list[Candidate], seed: int, limits: Trainer, clock: Clock
+    ) -> list[tuple[np.ndarray, list[Translator]]]:
+        """Every candidate without every fold of the anchors; none where time runs out before all are done."""
+        parts = np.array_split(np.random.default_rng([seed, 11]).permutation(pair.n_anchors), FOLDS)
+        parts = [part for part in parts if len(part)]
+        found = []
+        for i, held in enumerate(parts):
+            logger.info("Comparing methods: fold %d of %d, without %d of the anchors.", i + 1, len(parts), len(held))
+            kept = replace(pair, anchors=np.delete(pair.anchors, held, axis=0))
+            limited = replace(
+                limits, max_seconds=clock.share(len(parts) - i), checkpoint_dir=None, resume=False, progress=False
+            )
+            fits = [_fitted(each.method, each.options | each.quick, kept, seed + 1 + i, limited) for each in candidates]
+            if clock.left() == 0:
+                return []
+            found.append((held, fits))
+        return found
+
+    def _weigh(
+        self, pair: ModalityPair, candidates: list[Candidate], folds: list[tuple[np.ndarray, list[Translator]]]
+    ) -> list[str]:
+        """Choose the weights; and what to say about it."""
+        frame = Frame.fit(dense(pair.y[: COORDINATES * 10]).astype(np.float64), POWER)
+        codes = None if pair.condition_x is None else np.asarray(pair.condition_x)[pair.anchors[:, 0]]
+        truth = frame.place(pair.anchor_y)
+        placed = np.empty((len(candidates), *truth.shape))
+        ranks = np.empty((len(candidates), len(truth)))
+        for held, fits in folds:
+            own = None if codes is None else codes[held]
+            for c, fitted in enumerate(fits):
+                features = fitted.translate(pair.anchor_x[held], own)
+                placed[c, held] = frame.place(features)
+                ranks[c, held] = partner_ranks(features, pair.y, pair.anchors[held, 1])
+        prior = np.array([each.prior for each in candidates])
+        self.weights_ = stack(placed, truth, prior)
+        self.left_out_ = []
+        for held, fits in folds:
+            others = np.delete(np.arange(len(truth)), held)
+            weights = stack(placed[:, others], truth[others], prior)
+            self.left_out_.append((self._assembled(pair, fits, weights), held))
+        return [_comparison(candidates, ranks, self.weights_)]
+
+    def _assembled(self, pair: ModalityPair, members: list[Translator], weights: np.ndarray) -> Auto:
+        """Another fitted translator of this kind."""
+        other = Auto(**self.get_config())
+        other.n_features_in_, other.n_features_out_ = self.n_features_in_, self.n_features_out_
+        other.condition_codes_ = self.condition_codes_
+        other.members_, other.weights_ = members, weights
+        other.centre_ = self.centre_
+        return other
+
+    def _translate(self, x: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
+        parts = [
+            weight * (member.translate(x, condition) - self.centre_)
+            for member, weight in zip(self.members_, self.weights_, strict=True)
+            if weight > 0
+        ]
+        return np.asarray(sum(parts) + self.centre_)
+
+    def _state(self) -> Arrays:
+        about = [{"method": member.name, "options": member.get_config()} for member in self.members_]
+        state = {
+            "weights": self.weights_,
+            "centre": self.centre_,
+            "members": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
+        }
+        for i, member in enumerate(self.members_):
+            state |= {f"{i}/{name}": array for name, array in member.get_state().items()}
+        return state
+
+    def _load_state(self, state: Arrays) -> None:
+        self.weights_, self.centre_ = state["weights"], state["centre"]
+        self.members_ = []
+        for i, each in enumerate(json.loads(state["members"].tobytes())):
+            own = {name.removeprefix(f"{i}/"): array for name, array in state.items() if name.startswith(f"{i}/")}
+            self.members_.append(make(each["method"], **each["options"]).set_state(own))
+
+
+def stack(predictions: np.ndarray, truth: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """Non-negative weights of predictions, shape (c,): least squares, drawn towards `prior` by a few anchors' worth.
+
+    Parameters
+    ----------
+    predictions
+        What every candidate made of anchors that it had not seen, shape (c, k, d).
+    truth
+        The anchors, shape (k, d).
+    prior
+        Weights without any anchor, shape (c,).
+    """
+    from scipy.optimize import nnls
+
+    size = np.sqrt(np.mean(np.sum(np.square(truth, dtype=np.float64), axis=1)) + 1e-300)
+    pull = np.sqrt(PRIOR_ANCHORS)
+    columns = np.concatenate([predictions.reshape(len(predictions), -1) / size, pull * np.eye(len(prior))], axis=1)
+    return np.asarray(nnls(columns.T, np.concatenate([truth.ravel() / size, pull * prior]))[0])
+
+
+def _usable(method: type[Translator], pair: ModalityPair, conditions: bool) -> bool:
+    return pair.n_anchors >= method.min_anchors and (conditions or method.name != "condition_mean")
+
+
+def _fitted(method: str, options: dict[str, Any], pair: ModalityPair, seed: int, trainer: Trainer) -> Translator:
+    fitted = make(method, **options).fit_pair(pair, seed=seed, trainer=trainer)
+    if fitted.result_.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt
+    return fitted
+
+
+def _without_comparison(k: int, candidates: list[Candidate]) -> str:
+    used = " and ".join(each.label for each in candidates if each.prior > 0)
+    why = f"{k} anchors" if k < FEWEST_ANCHORS else "one candidate" if len(candidates) == 1 else "little time"
+    return f"{used.capitalize()}, as {why} cannot tell methods apart."
+
+
+def _comparison(candidates: list[Candidate], ranks: np.ndarray, weights: np.ndarray) -> str:
+    """What was tried, how it did, and what was made of it."""
+    error = ranks.std(axis=1, ddof=1) / np.sqrt(ranks.shape[1])
+    tried = "; ".join(
+        f"{each.label} {rank:.2f} ± {sd:.2f}, weight {weight:.2f}"
+        for each, rank, sd, weight in zip(candidates, ranks.mean(axis=1), error, weights, strict=True)
+    )
+    return (
+        f"Weights by {ranks.shape[1]} left-out anchors (share of target cells nearer than the partner, 0 is best, "
+        f"0.5 chance): {tried}."
+    )
