@@ -265,7 +265,13 @@ def test_conditions_are_matched_and_needed_again(cells):
 
 def test_cells_of_a_new_condition_are_translated_where_conditions_only_guided_the_fit(cells):
     model = ct.fit(
-        cells, train="train", anchors=10, conditions="condition", trainer=ct.train.Trainer(max_steps=5), verdict=False
+        cells,
+        method="jacobian",
+        train="train",
+        anchors=10,
+        conditions="condition",
+        trainer=ct.train.Trainer(max_steps=5),
+        verdict=False,
     )
     strange = cells["rna"].copy()
     strange.obs["condition"] = "never seen"
