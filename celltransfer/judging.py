@@ -14,6 +14,7 @@ from celltransfer.confidence import Confidence
 from celltransfer.data.pair import ModalityPair, dense
 from celltransfer.errors import CelltransferWarning, VerdictWarning
 from celltransfer.train.outcome import Status, Verdict
+from celltransfer.translators.base import make
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -122,10 +123,11 @@ def _judge(
 
     def refit(without: ModalityPair, fold: int) -> Translator:
         logger.info("Judging the fit: refit %d of %d, without some of the anchors.", fold + 1, folds)
-        again = translator.refit()
+        whole = without.n_source == pair.n_source  # and not a part of the cells
+        again = translator.refit() if whole else make(translator.name, **translator.get_config())
         limited = replace(short, max_seconds=clock.share(folds - fold))
         fitted = _refitted(again, without, limited, clock, seed + 1 + fold)
-        if without.n_source == pair.n_source:  # and not a part of the cells
+        if whole:
             refits.append((fitted, np.flatnonzero(~np.isin(pair.anchors[:, 0], without.anchors[:, 0]))))
         return fitted
 

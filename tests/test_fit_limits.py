@@ -51,12 +51,38 @@ def test_a_refit_that_diverged_is_no_evidence(cells, monkeypatch):
 
 
 def test_the_time_limit_covers_guard_fit_and_verdict(cells):
-    ct.fit(cells, anchors=20, trainer=Trainer(max_steps=1))  # imports
+    ct.fit(cells, anchors=20, method="jacobian", trainer=Trainer(max_steps=1))  # imports
     trainer = Trainer(max_seconds=2, max_steps=10**6, patience=np.inf, progress=False)
     start = time.perf_counter()
-    model = ct.fit(cells, anchors=20, trainer=trainer)
+    model = ct.fit(cells, anchors=20, method="jacobian", trainer=trainer)
     assert time.perf_counter() - start < 4
     assert model.result_.seconds < 2
+
+
+def test_the_default_keeps_a_time_limit_too_short_for_it(cells):
+    ct.fit(cells, anchors=3, trainer=Trainer(max_seconds=0.1))  # imports
+    start = time.perf_counter()
+    model = ct.fit(cells, anchors=20, trainer=Trainer(max_seconds=1))
+    assert time.perf_counter() - start < 4
+    assert model.result_.status is Status.MAX_TIME
+    assert "time" in model.result_.notes[0]
+
+
+def test_ctrl_c_while_the_default_compares_methods_keeps_what_was_fitted(cells, monkeypatch):
+    fit, seen = Ridge._fit, []
+
+    def interrupted(self, pair, **kwargs):
+        seen.append(pair.n_anchors)
+        if pair.n_anchors < 20:
+            raise KeyboardInterrupt
+        return fit(self, pair, **kwargs)
+
+    monkeypatch.setattr(Ridge, "_fit", interrupted)
+    model = ct.fit(cells, anchors=20)
+    assert seen == [20, 16]
+    assert model.result_.status is Status.INTERRUPTED
+    assert "not judged" in model.verdict_.reasons[0]
+    assert np.isfinite(model.translate(cells["rna"]).X).all()
 
 
 def test_out_of_time_before_the_verdict(cells):
@@ -72,7 +98,7 @@ def test_the_device_may_be_given_in_either_place_but_not_differently(cells):
     with pytest.raises(ConfigError, match="device='cuda'"):
         ct.fit(cells, device="cuda", trainer=Trainer(device="cpu"), **options)
     with pytest.raises(ConfigError, match="tpu9"):
-        ct.fit(cells, device="tpu9", trainer=Trainer(max_steps=1), anchors=20)
+        ct.fit(cells, device="tpu9", trainer=Trainer(max_steps=1), anchors=20, method="jacobian")
 
 
 def test_conditions_that_the_fit_ignores_are_a_warning():

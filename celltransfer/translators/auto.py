@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from celltransfer.data.pair import ModalityPair, dense
 from celltransfer.errors import ConfigError
 from celltransfer.train.loop import Trainer
 from celltransfer.train.outcome import FitResult, Status
@@ -22,6 +21,8 @@ from celltransfer.translators.guard import partner_ranks
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from celltransfer.data.pair import ModalityPair
+
 logger = logging.getLogger("celltransfer")
 
 # Seconds that a fit may take in all, where nobody says otherwise.
@@ -32,7 +33,6 @@ FEWEST_ANCHORS, FOLDS = 3, 5
 PRIOR_ANCHORS = 2.0
 # Which part of the target components' scale is taken out before errors are added.
 POWER = 0.5
-COORDINATES = 2000
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,19 @@ class Auto(Translator):
         prior = np.array([each.prior for each in candidates])
         self.weights_, self.left_out_ = prior, None
         notes = [_without_comparison(pair.n_anchors, candidates)]
-        took = clock.elapsed()
+        took, result = clock.elapsed(), self.members_[0].result_
+        status = result.status
         if comparing and clock.left() > took:
-            folds = self._folds(pair, candidates, seed, limits, clock)
+            try:
+                folds = self._folds(pair, candidates, seed, limits, clock)
+            except KeyboardInterrupt:  # what was fitted on all anchors is complete
+                status, folds = Status.INTERRUPTED, []
             if folds:
-                notes = self._weigh(pair, candidates, folds)
-        result = self.members_[0].result_
+                notes = self._weigh(pair, candidates, folds, seed)
+        if clock.left() == 0 and status is not Status.INTERRUPTED:
+            status = Status.MAX_TIME
         return FitResult(
-            Status.MAX_TIME if clock.left() == 0 else result.status,
+            status,
             n_steps=result.n_steps,
             seconds=clock.elapsed(),
             history=result.history,
@@ -150,10 +155,14 @@ class Auto(Translator):
         return found
 
     def _weigh(
-        self, pair: ModalityPair, candidates: list[Candidate], folds: list[tuple[np.ndarray, list[Translator]]]
+        self,
+        pair: ModalityPair,
+        candidates: list[Candidate],
+        folds: list[tuple[np.ndarray, list[Translator]]],
+        seed: int,
     ) -> list[str]:
         """Choose the weights; and what to say about it."""
-        frame = Frame.fit(dense(pair.y[: COORDINATES * 10]).astype(np.float64), POWER)
+        frame = Frame.of(pair.y, POWER, np.random.default_rng([seed, 12]))
         codes = None if pair.condition_x is None else np.asarray(pair.condition_x)[pair.anchors[:, 0]]
         truth = frame.place(pair.anchor_y)
         placed = np.empty((len(candidates), *truth.shape))
@@ -242,8 +251,11 @@ def _fitted(method: str, options: dict[str, Any], pair: ModalityPair, seed: int,
 
 def _without_comparison(k: int, candidates: list[Candidate]) -> str:
     used = " and ".join(each.label for each in candidates if each.prior > 0)
-    why = f"{k} anchors" if k < FEWEST_ANCHORS else "one candidate" if len(candidates) == 1 else "little time"
-    return f"{used.capitalize()}, as {why} cannot tell methods apart."
+    if len(candidates) == 1:
+        return f"{used.capitalize()}, the only candidate."
+    if k < FEWEST_ANCHORS:
+        return f"{used.capitalize()}, as fewer than {FEWEST_ANCHORS} anchors cannot tell methods apart."
+    return f"{used.capitalize()}, not compared on left-out anchors for lack of time."
 
 
 def _comparison(candidates: list[Candidate], ranks: np.ndarray, weights: np.ndarray) -> str:

@@ -19,8 +19,10 @@ MOST_COMPONENTS = 64
 # Added to variances, as a share of their mean, before scales are taken out.
 SHRINKAGE = 0.05
 SINKHORN_STEPS = 30
-# Cells that the moments of a side are estimated from, at most.
-MOMENT_CELLS = 20_000
+# Cells that the moments of a side are estimated from, at most, and numbers that those cells may hold.
+MOMENT_CELLS, MOMENT_VALUES = 20_000, 20_000_000
+# Features from which the leading components are approximated, as all would take minutes.
+WIDE = 500
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,16 @@ class Frame:
     sd: np.ndarray
 
     @classmethod
+    def of(cls, cells: Matrix, power: float, rng: np.random.Generator) -> Frame:
+        """Fit on random cells of a matrix, as many as may be made dense."""
+        size = min(MOMENT_CELLS, max(MOMENT_VALUES // cells.shape[1], 2))
+        return cls.fit(dense(cells[_some(cells.shape[0], size, rng)]).astype(np.float64), power)
+
+    @classmethod
     def fit(cls, cells: np.ndarray, power: float) -> Frame:
         """Fit on cells, shape (n, p); components are divided by their standard deviation to the `power`."""
         mean = cells.mean(axis=0, dtype=np.float64)
-        values, vectors = np.linalg.eigh(np.cov(cells.T, bias=True).reshape(len(mean), len(mean)))
+        values, vectors = _components(cells - mean)
         kept = np.argsort(-values)[:MOST_COMPONENTS]
         kept = kept[values[kept] > 1e-9 * max(values.max(), 1e-300)]
         kept = kept if len(kept) else np.array([0])
@@ -107,6 +115,8 @@ class Clouds:
         Cells that may be matched with each other; one group without conditions.
     anchors
         The pairs.
+    links
+        What feature links say of the map between frames, shape (d, D), of length 1; ``None`` where they say nothing.
     """
 
     x: Matrix
@@ -115,13 +125,13 @@ class Clouds:
     frame_y: Frame
     groups: list[Group]
     anchors: Anchored
+    links: np.ndarray | None = None
 
     @classmethod
     def of(cls, pair: ModalityPair, powers: tuple[float, float], share: float, rng: np.random.Generator) -> Clouds:
         """Scale both sides of `pair`; anchors count for `share` of the evidence."""
         frame_x, frame_y = (
-            Frame.fit(dense(matrix[_some(matrix.shape[0], MOMENT_CELLS, rng)]).astype(np.float64), power)
-            for matrix, power in zip((pair.x, pair.y), powers, strict=True)
+            Frame.of(matrix, power, rng) for matrix, power in zip((pair.x, pair.y), powers, strict=True)
         )
         groups = _groups(pair, frame_x, frame_y)
         codes = None if pair.condition_x is None else np.asarray(pair.condition_x)[pair.anchors[:, 0]]
@@ -130,7 +140,7 @@ class Clouds:
             x[codes == group.code] -= group.mean_x
             y[codes == group.code] -= group.mean_y
         anchors = Anchored(x, y, share if pair.n_anchors else 0.0)
-        return cls(pair.x, pair.y, frame_x, frame_y, groups, anchors)
+        return cls(pair.x, pair.y, frame_x, frame_y, groups, anchors, _linked(pair, frame_x, frame_y))
 
     def draw(self, size: int, rng: np.random.Generator) -> list[Batch]:
         """Random cells of every condition, about `size` a side in all."""
@@ -231,11 +241,31 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return np.asarray(rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-9), dtype=np.float32)
 
 
+def _components(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Variances of principal components and their directions, shapes (c,) and (p, c); all, or the leading ones."""
+    n, p = centred.shape
+    if p < WIDE:
+        values, vectors = np.linalg.eigh(centred.T @ centred / n)
+        return values, vectors
+    from sklearn.utils.extmath import randomized_svd
+
+    _, lengths, directions = randomized_svd(centred, min(MOST_COMPONENTS, n), n_iter=4, random_state=0)
+    return lengths**2 / n, directions.T
+
+
 def _some(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
     """At most `size` of n rows, in random order."""
     if n > 20 * size:  # a permutation of all rows would cost more than the batch
         return np.unique(rng.integers(n, size=size))
     return rng.permutation(n)[:size]
+
+
+def _linked(pair: ModalityPair, frame_x: Frame, frame_y: Frame) -> np.ndarray | None:
+    if pair.links is None:
+        return None
+    between = np.asarray(frame_x.back @ pair.links @ frame_y.forward)
+    length = float(np.linalg.norm(between))
+    return between / length if length > 0 else None
 
 
 def _groups(pair: ModalityPair, frame_x: Frame, frame_y: Frame) -> list[Group]:
