@@ -46,6 +46,8 @@ class Translator(ABC):
     matches_distributions
         Whether the fit matches the law of the translated cells to the target's, which symmetries of the source leave
         open.
+    uses_links
+        Whether `_fit` looks at what feature links say of the map; it does not get that otherwise.
     needs_condition
         Whether `_translate` needs the codes of the cells, once fitted with conditions.
     gives_distribution
@@ -70,6 +72,7 @@ class Translator(ABC):
     min_anchors: ClassVar[int] = 0
     min_conditions: ClassVar[int] = 0
     uses_conditions: ClassVar[bool] = False
+    uses_links: ClassVar[bool] = False
     needs_condition: ClassVar[bool] = False
     matches_distributions: ClassVar[bool] = False
     gives_distribution: ClassVar[bool] = False
@@ -94,6 +97,7 @@ class Translator(ABC):
         *,
         condition_x: np.ndarray | None = None,
         condition_y: np.ndarray | None = None,
+        links: Matrix | None = None,
         seed: int = 0,
         trainer: Trainer | None = None,
     ) -> Self:
@@ -109,6 +113,8 @@ class Translator(ABC):
             Pairs (i, j) of rows of `x` and `y` that are the same cell, shape (k, 2).
         condition_x, condition_y
             Condition codes per cell, in one coding; any integers.
+        links
+            What feature links say of the map, shape (d, D), see `ModalityPair`.
         seed
             Seed of everything random in the fit. Global random states are left alone.
         trainer
@@ -116,7 +122,8 @@ class Translator(ABC):
         """
         rows = np.empty((0, 2), np.int64) if anchors is None else np.asarray(anchors)
         codes = () if condition_x is None or condition_y is None else np.union1d(condition_x, condition_y)
-        pair = ModalityPair(x, y, rows, condition_x, condition_y, conditions=tuple(str(code) for code in codes))
+        names = tuple(str(code) for code in codes)
+        pair = ModalityPair(x, y, rows, condition_x, condition_y, conditions=names, links=links)
         return self.fit_pair(pair, seed=seed, trainer=trainer)
 
     def fit_pair(self: Self, pair: ModalityPair, *, seed: int = 0, trainer: Trainer | None = None) -> Self:
@@ -142,6 +149,7 @@ class Translator(ABC):
         self.n_features_in_, self.n_features_out_ = widths
         self.condition_codes_ = _codes(pair)
         known = _recoded(pair, self.condition_codes_) if self.uses_conditions else _unconditional(pair)
+        known = known if self.uses_links else replace(known, links=None)
         self.result_ = self._fit(known, seed=seed, trainer=trainer)
         self.result_.seed = seed
         self.result_.n_source, self.result_.n_target = pair.n_source, pair.n_target

@@ -56,7 +56,7 @@ class Consensus(Translator):
     starts from the ridge regression on the anchors, from fused Gromov-Wasserstein on a few hundred cells, and from
     random maps that agree with the anchors, as samples of what the anchors leave open. The optima are compared
     without any pair by how well they couple the clouds (cost of the plan, covariance under it, distortion of
-    geodesics), the best are averaged, refined on larger batches, and extended by kernel regression.
+    geodesics), averaged with weights by that, refined on larger batches, and extended by kernel regression.
 
     Where conditions are known, cells are matched within them, and every condition's mean cell is translated to its
     mean cell. Memory grows with the batch, time linearly with its rounds, neither with the number of cells.
@@ -68,8 +68,9 @@ class Consensus(Translator):
     ----------
     n_starts
         Random starts; ``None``: 24 for fewer than 6 anchors, 8 otherwise.
-    n_averaged
-        Optima that are averaged; ``None``: 10 for fewer than 6 anchors, 6 otherwise.
+    temperature
+        How much worse than the best an optimum may be for its weight in the average to fall by e, in standard
+        deviations of the criteria.
     weight_anchors
         Share of the evidence that the anchors are, in [0, 1).
     penalty
@@ -83,6 +84,7 @@ class Consensus(Translator):
     name = "consensus"
     matches_distributions = True
     uses_conditions = True
+    uses_links = True
     needs_condition = True
 
     arrays_: Arrays
@@ -91,13 +93,13 @@ class Consensus(Translator):
         self,
         *,
         n_starts: int | None = None,
-        n_averaged: int | None = None,
+        temperature: float = 1.5,
         weight_anchors: float = 0.1,
         penalty: float = 0.3,
         powers: tuple[float, float] = (0.0, 0.0),
         smoothness: float = 0.01,
     ) -> None:
-        self.n_starts, self.n_averaged = n_starts, n_averaged
+        self.n_starts, self.temperature = n_starts, temperature
         self.weight_anchors, self.penalty, self.powers = weight_anchors, penalty, powers
         self.smoothness = smoothness
 
@@ -108,13 +110,13 @@ class Consensus(Translator):
         clouds = Clouds.of(pair, (self.powers[0], self.powers[1]), self.weight_anchors, rng)
         comparison = Comparison.draw(clouds, rng)
         candidates, in_time = self._candidates(pair, clouds, comparison, rng, clock)
-        few = pair.n_anchors < FEW_ANCHORS
-        chosen = best(candidates, self.n_averaged or (10 if few else 6))
-        averaged = np.mean([candidate.map / np.linalg.norm(candidate.map) for candidate in chosen], axis=0)
+        weights = credit(candidates, self.temperature)
+        maps = np.array([each.map / max(float(np.linalg.norm(each.map)), 1e-12) for each in candidates])
+        averaged = np.tensordot(weights, maps, axes=1)
         before = self._match(clouds, averaged, rng, REFINED, REFINED_ROUNDS, SETTLED)
         refined = self._match(clouds, before, rng, REFINED, 2, SETTLED)
         self._extend(pair, clouds, refined, rng)
-        agreement = _agreement(clouds, before, refined, rng)
+        agreement = _alike(clouds.draw(COMPARED, rng), before, refined)
         settled = Status.CONVERGED if agreement > AGREEMENT else Status.MAX_STEPS
         return FitResult(
             settled if in_time else Status.MAX_TIME,
@@ -124,17 +126,20 @@ class Consensus(Translator):
                 "cost": [(i, candidate.badness[0]) for i, candidate in enumerate(candidates) if candidate.badness]
             },
             versions={"pot": version("pot")},
-            notes=[f"{len(chosen)} of {len(candidates)} matchings were averaged, those that couple the clouds best."],
+            notes=[
+                f"{len(candidates)} matchings were averaged, by how well they couple the clouds; that comes to "
+                f"{1 / np.sum(weights**2):.1f} of equal weight."
+            ],
         )
 
     def _check(self) -> None:
         if not 0 <= self.weight_anchors < 1:
             raise ConfigError(f"weight_anchors={self.weight_anchors}; the anchors' share of the evidence is in [0, 1).")
-        for name in ("penalty", "smoothness"):
+        for name in ("penalty", "smoothness", "temperature"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)}; expected a positive penalty.")
-        if (self.n_averaged is not None and self.n_averaged < 1) or (self.n_starts is not None and self.n_starts < 0):
-            raise ConfigError(f"n_averaged={self.n_averaged}, n_starts={self.n_starts}; expected 1 or more, 0 or more.")
+                raise ConfigError(f"{name}={getattr(self, name)}; expected a positive number.")
+        if self.n_starts is not None and self.n_starts < 0:
+            raise ConfigError(f"n_starts={self.n_starts}; expected 0 or more.")
         if len(self.powers) != 2 or not all(0 <= power <= 1 for power in self.powers):
             raise ConfigError(f"powers={self.powers}; expected two numbers in [0, 1], of source and target.")
 
@@ -165,12 +170,15 @@ class Consensus(Translator):
     def _starts(self, pair: ModalityPair, clouds: Clouds, rng: np.random.Generator) -> Iterator[np.ndarray]:
         """What the anchors say, what the shapes say, and random maps that agree with the anchors."""
         k = pair.n_anchors
+        if clouds.links is not None:
+            yield clouds.links
         said = _anchor_map(clouds) if k else np.zeros((len(clouds.frame_x.sd), len(clouds.frame_y.sd)))
         length = np.linalg.norm(said)
         if length > 0:
             said = said / length
             yield said
-        if len(clouds.groups) == 1:
+        # Its regression between thousands of raw features would take minutes.
+        if len(clouds.groups) == 1 and max(pair.x.shape[1], pair.y.shape[1]) < coupling.WIDE:
             yield _gromov_map(pair, clouds, int(rng.integers(2**31)))
         n_starts = self.n_starts if self.n_starts is not None else (24 if k < FEW_ANCHORS else 8)
         for i in range(n_starts):
@@ -233,15 +241,16 @@ class Comparison:
 
     batches: list[coupling.Batch]
     shapes: list[tuple[np.ndarray, np.ndarray]]
+    links: np.ndarray | None
 
     @classmethod
     def draw(cls, clouds: Clouds, rng: np.random.Generator) -> Comparison:
         """Random cells of the conditions that have enough."""
         drawn = [batch for batch in clouds.draw(COMPARED, rng) if min(len(batch.x), len(batch.y)) >= FEWEST]
-        return cls(drawn, [(geodesics(batch.x, 15), geodesics(batch.y, 15)) for batch in drawn])
+        return cls(drawn, [(geodesics(batch.x, 15), geodesics(batch.y, 15)) for batch in drawn], clouds.links)
 
     def badness(self, matched: np.ndarray) -> tuple[float, ...]:
-        """Cost of the plan, minus the covariance under it, and its distortion of geodesics."""
+        """Cost of the plan, minus the covariance under it, its distortion of geodesics; minus agreement with links."""
         totals = np.zeros(3)
         for batch, (shape_x, shape_y) in zip(self.batches, self.shapes, strict=True):
             plan = batch.plan(matched, SETTLED[1]).astype(np.float64)
@@ -252,16 +261,19 @@ class Comparison:
                 (shape_x**2).mean() + (shape_y**2).mean() - 2 * ((shape_x @ plan) * (plan @ shape_y)).sum()
             )
             totals += batch.share * np.array([cost, -covariance, distortion])
-        return tuple(totals) if self.batches else ()
+        if not self.batches:
+            return ()
+        return tuple(totals) if self.links is None else (*totals, -_alike(self.batches, matched, self.links))
 
 
-def best(candidates: list[Candidate], n: int) -> list[Candidate]:
-    """The `n` candidates of least badness, its criteria standardised and added; the first ones where none compares."""
-    if len(candidates) <= n or not candidates[0].badness:
-        return candidates[:n]
+def credit(candidates: list[Candidate], temperature: float) -> np.ndarray:
+    """Weights of candidates by their criteria, standardised and added; shape (n,), of sum 1."""
     values = np.array([candidate.badness for candidate in candidates])
+    if not values.size:  # too few cells to compare anything
+        return np.full(len(candidates), 1 / len(candidates))
     total = ((values - values.mean(axis=0)) / np.maximum(values.std(axis=0), 1e-12)).sum(axis=1)
-    return [candidates[i] for i in np.argsort(total, kind="stable")[:n]]
+    weights = np.exp(-(total - total.min()) / temperature)
+    return np.asarray(weights / weights.sum())
 
 
 def _anchor_map(clouds: Clouds) -> np.ndarray:
@@ -289,10 +301,12 @@ def _without(noise: np.ndarray, anchors: np.ndarray) -> np.ndarray:
     return np.asarray(noise - anchors.T @ np.linalg.solve(ridged, anchors @ noise))
 
 
-def _agreement(clouds: Clouds, first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> float:
+def _alike(batches: list[coupling.Batch], first: np.ndarray, second: np.ndarray) -> float:
     """Correlation of two maps' translations of the same cells."""
-    x = np.concatenate([batch.x for batch in clouds.draw(COMPARED, rng)])
-    return float(np.corrcoef((x @ first).ravel(), (x @ second).ravel())[0, 1])
+    x = np.concatenate([batch.x for batch in batches])
+    with np.errstate(invalid="ignore"):
+        found = np.corrcoef((x @ first).ravel(), (x @ second).ravel())[0, 1]
+    return float(np.nan_to_num(found, nan=1.0))  # constants agree
 
 
 def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
