@@ -13,6 +13,7 @@ import numpy as np
 from celltransfer import judging, pp, translators
 from celltransfer.data import cells
 from celltransfer.data.anchors import Anchors, AnchorsLike, resolve_anchors
+from celltransfer.data.links import LinksLike, linked_map, read_links
 from celltransfer.data.pair import ModalityPair
 from celltransfer.errors import CelltransferWarning, ConditionError, ConfigError, ModalityError
 from celltransfer.model import TransferModel
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+    from celltransfer.data.pair import Matrix
     from celltransfer.pp import Recipe
 
 logger = logging.getLogger("celltransfer")
@@ -37,6 +39,7 @@ def fit(
     anchors: AnchorsLike = None,
     method: str | Translator = "auto",
     conditions: str | Sequence[str] | None = None,
+    links: LinksLike = None,
     recipes: Mapping[str, str | Recipe] | None = None,
     train: cells.CellSelection = None,
     seed: int = 0,
@@ -62,6 +65,11 @@ def fit(
         Name of a translator (`celltransfer.translators.available`), or an unfitted one.
     conditions
         Obs columns known for every cell of both modalities without any pairing (treatment, batch, donor).
+    links
+        Which source feature stands behind which target feature (gene behind protein, gene near peak): a table with
+        columns ``source``, ``target`` and, if wanted, ``weight``; a sparse matrix (source features x target
+        features); or the column of the target's `var` that names the source feature. Linked features are expected to
+        rise and fall together, or, with a negative weight, against each other.
     recipes
         Preprocessing by modality: ``"rna"``, ``"atac"``, ``"protein"``, ``"methylation"``, ``"none"`` or a
         `celltransfer.pp.Recipe`. What is not named is found from the modality's name and values, and logged.
@@ -101,7 +109,7 @@ def fit(
         The evidence does not support the translation, or a method that is to make translated cells like target cells
         did not.
     CelltransferWarning
-        Conditions are passed to a method whose fit ignores them, or occur in one modality only.
+        Conditions or links are passed to a method whose fit ignores them, or conditions occur in one modality only.
 
     Examples
     --------
@@ -145,9 +153,11 @@ def fit(
         codes[0],
         codes[1],
         conditions=levels,
+        links=_links(links, translator, (source, target), training, fitted),
     )
     translator.fit_pair(pair, seed=seed, trainer=replace(trainer, max_seconds=clock.share(2 if verdict else 1)))
     model = TransferModel(source, target, fitted, translator, conditions=keys, levels=levels, anchors=pairs.to_frame())
+    model.links = pair.links
     model.remember_training({name: adata.obs_names[masks[name]] for name, adata in sides.items()}, pair, seed)
     judging.settle(model, pair, (training[source], training[target]), trainer, clock, seed, verdict)
     judging.tell(model)
@@ -176,8 +186,8 @@ def _trainer(trainer: Trainer | None, device: str) -> Trainer:
     return replace(trainer, device=device)
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, CelltransferWarning, stacklevel=3)
+def _warn(message: str, level: int = 3) -> None:
+    warnings.warn(message, CelltransferWarning, stacklevel=level)
 
 
 def _translator(method: str | Translator, options: dict[str, Any]) -> Translator:
@@ -243,6 +253,23 @@ def _conditions(
         )
     levels = tuple(sorted(str(label) for label in seen[source] | seen[target]))
     return levels, tuple(cells.encode_conditions(labels[name], levels, name) for name in (source, target))  # type: ignore[return-value]
+
+
+def _links(
+    links: LinksLike,
+    translator: Translator,
+    names: tuple[str, str],
+    training: Mapping[str, AnnData],
+    fitted: Mapping[str, Recipe],
+) -> Matrix | None:
+    """What the links say of the map between the translator's features."""
+    if links is None:
+        return None
+    source, target = names
+    table = read_links(links, training[source], training[target])
+    if not translator.uses_links:
+        _warn(f"method={translator.name!r} ignores feature links.", 4)
+    return linked_map(table, (fitted[source], fitted[target]), (training[source], training[target]), names)
 
 
 def _training_rows(anchors: Anchors, train_source: np.ndarray, train_target: np.ndarray) -> np.ndarray:

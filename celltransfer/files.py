@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from celltransfer import __version__, translators
 from celltransfer.confidence import Confidence
@@ -80,6 +81,9 @@ def _rebuild(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> TransferM
         model.held_out_cells = {
             name: pd.Index(storage.decode_strings(arrays[f"held_out.{role}"])) for role, name in names.items()
         }
+    if "links.shape" in arrays:
+        parts = (arrays[f"links.{name}"] for name in ("data", "indices", "indptr"))
+        model.links = sp.csr_matrix(tuple(parts), shape=tuple(arrays["links.shape"]))
     model.refer_to(arrays["reference"], arrays.get("reference_source", model.reference_source))
     if "calibration" in header:
         model.calibration_ = Calibration(**header["calibration"] | _below(arrays, "calibration."))
@@ -124,6 +128,10 @@ def _arrays(model: TransferModel) -> dict[str, np.ndarray]:
     for column in ("source_id", "target_id"):
         arrays[f"anchors.{column}"] = storage.encode_strings(model.anchors[column])
     arrays |= {f"calibration.{name}": getattr(model.calibration_, name) for name in ("quantiles", "noise")}
+    if model.links is not None:
+        links = sp.csr_matrix(model.links)
+        arrays |= {f"links.{name}": getattr(links, name) for name in ("data", "indices", "indptr")}
+        arrays["links.shape"] = np.array(links.shape, dtype=np.int64)
     if model.confidence_.known:
         arrays |= {f"confidence.{name}": getattr(model.confidence_, name) for name in ("translated", "doubt")}
     return arrays | {"reference": model.reference, "reference_source": model.reference_source}

@@ -53,6 +53,8 @@ class TransferModel:
         The condition columns and the values the model knows.
     anchors
         The anchor pairs training saw: columns ``source_id``, ``target_id``.
+    links
+        What feature links say of the map between features, shape (d, D) (`celltransfer.data.links`), or ``None``.
     training_cells, held_out_cells
         Barcodes of the training cells by modality; and of those among them that the method held out to test itself.
     calibration_
@@ -82,6 +84,7 @@ class TransferModel:
         self.anchors = pd.DataFrame({"source_id": [], "target_id": []}, dtype=str) if anchors is None else anchors
         self.training_cells: dict[str, pd.Index] = {source: pd.Index([]), target: pd.Index([])}
         self.held_out_cells: dict[str, pd.Index] = {source: pd.Index([]), target: pd.Index([])}
+        self.links: Matrix | None = None
         self._opposite: TransferModel | None = None
         self.calibration_ = Calibration()
         self.confidence_ = Confidence()

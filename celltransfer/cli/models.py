@@ -120,6 +120,13 @@ def fit(
     ] = None,
     method: Method = "auto",
     conditions: Conditions = None,
+    links: Annotated[
+        str | None,
+        typer.Option(
+            help="Feature links: a CSV with columns source,target[,weight], or the column of the target's var that "
+            "names the source feature."
+        ),
+    ] = None,
     recipe: Annotated[
         list[str] | None,
         typer.Option(help="Preprocessing, MODALITY=NAME; may be repeated.", callback=_named_values),
@@ -150,6 +157,7 @@ def fit(
             max_seconds,
             option,
             recipes,
+            _table_or_name(links),
         )
         model.save(model_dir, overwrite=overwrite)
         print(model)
@@ -254,6 +262,7 @@ def _fit(
     max_seconds: float | None,
     option: list[str] | None,
     recipes: dict[str, str] | None = None,
+    links: pd.DataFrame | str | None = None,
 ) -> TransferModel:
     from celltransfer.api import fit as fit_model
     from celltransfer.train.loop import Trainer
@@ -265,6 +274,7 @@ def _fit(
         anchors=anchors,
         method=method,
         conditions=conditions.split(",") if conditions else None,
+        links=links,
         recipes=recipes,
         train=train,
         seed=seed,
@@ -292,8 +302,13 @@ def _anchors(text: str | None) -> Any:
     try:
         return int(text)
     except ValueError:
-        is_file = text.endswith((".csv", ".tsv", ".txt")) or Path(text).is_file()
-        return _table(Path(text)) if is_file else text
+        return _table_or_name(text)
+
+
+def _table_or_name(text: str | None) -> pd.DataFrame | str | None:
+    """A table in a file, or the name of a column."""
+    is_file = text is not None and (text.endswith((".csv", ".tsv", ".txt")) or Path(text).is_file())
+    return _table(Path(text)) if text is not None and is_file else text
 
 
 def _table(path: Path) -> pd.DataFrame:

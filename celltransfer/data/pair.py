@@ -31,6 +31,10 @@ class ModalityPair:
         Names of the conditions.
     x_names, y_names
         Feature names, for messages and plots only.
+    links
+        What feature links alone say of the map, shape (d, D), or ``None``: a source cell that lies u from the mean
+        source cell belongs to a target cell that lies about ``u @ links`` from the mean target cell.
+        See `celltransfer.data.links`.
     """
 
     x: Matrix
@@ -41,6 +45,7 @@ class ModalityPair:
     conditions: tuple[str, ...] = ()
     x_names: tuple[str, ...] = ()
     y_names: tuple[str, ...] = ()
+    links: Matrix | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "x", _matrix(self.x, "source"))
@@ -54,6 +59,13 @@ class ModalityPair:
                 raise InputError(f"The {name} condition codes have shape {np.shape(codes)}; expected ({n},).")
         if (self.condition_x is None) != (self.condition_y is None):
             raise InputError("Condition codes are given for one modality only; give them for both or for none.")
+        if self.links is not None:
+            object.__setattr__(self, "links", _matrix(self.links, "linked"))
+            expected = self.x.shape[1], self.y.shape[1]
+            if self.links.shape != expected:
+                raise InputError(
+                    f"The links have shape {self.links.shape}; expected {expected}, source by target features."
+                )
 
     @property
     def n_source(self) -> int:

@@ -232,11 +232,8 @@ class Recipe:
             Positions in `feature_names_` of the columns to compute; ``None``: all.
         """
         columns = np.arange(len(self._kept)) if features is None else features
-        scale = np.ones(self.n_features_out_, dtype=np.float32)
-        for step in self._latent:
-            scale = scale * step.deviation if isinstance(step, Standardize) else scale
-        first = self._latent[0] if self._latent else None
-        if not isinstance(first, SVD):
+        first, scale = self._reduction_and_scale()
+        if first is None:
             return (spread * scale**2)[:, columns]
         loadings = scale[:, None] * (first.components * first.scale_)[:, columns]
         # The quadratic form as one product: pairs of components, of which each stands for both orders.
@@ -248,6 +245,18 @@ class Recipe:
             part = slice(start, start + width)
             out[:, part] = pairs @ (loadings[i, part] * loadings[j, part])
         return np.maximum(out, 0, out=out)
+
+    def slopes(self) -> tuple[Matrix, Matrix]:
+        """Derivatives of the ways back and forth, which are linear: shapes (d, p) and (p, d).
+
+        Of `inverse_transform`, before it clips, and of what `transform` does after `normalize`. Sparse where there is
+        no reduction.
+        """
+        self._check_fitted()
+        first, scale = self._reduction_and_scale()
+        if first is None:
+            return sp.diags(scale).tocsr(), sp.diags(1 / scale).tocsr()
+        return scale[:, None] * (first.components * first.scale_), (first.components / first.scale_).T / scale
 
     def to_counts(self, normalized: Matrix, features: np.ndarray | None = None) -> np.ndarray | None:
         """Expected counts in a typical training cell, from the normalised scale, shape (n, p).
@@ -336,6 +345,13 @@ class Recipe:
             for step in self._latent:
                 y = step.transform(y)
             yield y
+
+    def _reduction_and_scale(self) -> tuple[SVD | None, np.ndarray]:
+        """The fitted reduction, if there is one, and by what the features of a translator were divided, (d,)."""
+        scale = np.ones(self.n_features_out_, dtype=np.float32)
+        for step in self._latent:
+            scale = scale * step.deviation if isinstance(step, Standardize) else scale
+        return (self._latent[0] if self.reduces else None), scale  # type: ignore[return-value]
 
     def _dense(self, values: Matrix, width: int) -> np.ndarray:
         if values.ndim != 2 or values.shape[1] != width:

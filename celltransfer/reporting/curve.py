@@ -132,7 +132,8 @@ def _pair(model: TransferModel, mdata: MuData, task: Task) -> ModalityPair:
             cells.encode_conditions(pool.obs[CONDITION].to_numpy(dtype=str), model.levels, name)
             for name, pool in zip(names, pools, strict=True)
         ]
-    return ModalityPair(x, y, task.control_data.anchors, codes[0], codes[1], conditions=model.levels)
+    anchors = task.control_data.anchors
+    return ModalityPair(x, y, anchors, codes[0], codes[1], conditions=model.levels, links=model.links)
 
 
 def _rows(mdata: MuData, name: str, wanted: pd.Index) -> Any:

@@ -83,6 +83,7 @@ class Auto(Translator):
     name = "auto"
     matches_distributions = True
     uses_conditions = True
+    uses_links = True
     needs_condition = True
 
     members_: list[Translator]

@@ -31,6 +31,8 @@ ANNEALING, SETTLED, SMOOTH = (0.1, 0.05), (0.05, 0.05), 0.1
 TRIAL, TRIAL_ROUNDS, REFINED, REFINED_ROUNDS, REGRESSED = 500, 15, 1000, 15, 1500
 # Cells a side on which starts are compared, fewest of a condition for that, and of the Gromov-Wasserstein start.
 COMPARED, FEWEST, GROMOV = 600, 20, 500
+# Share of their weight that anchors keep beside links, which orient the map: single pairs add more noise than news.
+BESIDE_LINKS = 0.3
 # Lengths of the random parts of starts, in lengths of what the anchors say.
 SPREADS = (0.2, 0.5, 1.0)
 # How alike two rounds of the refinement must translate for the fit to have converged.
@@ -58,6 +60,9 @@ class Consensus(Translator):
     without any pair by how well they couple the clouds (cost of the plan, covariance under it, distortion of
     geodesics), averaged with weights by that, refined on larger batches, and extended by kernel regression.
 
+    Feature links are one more start, and what a map has in common with them one more criterion, so that links which
+    contradict the clouds lose to other starts.
+
     Where conditions are known, cells are matched within them, and every condition's mean cell is translated to its
     mean cell. Memory grows with the batch, time linearly with its rounds, neither with the number of cells.
 
@@ -72,7 +77,7 @@ class Consensus(Translator):
         How much worse than the best an optimum may be for its weight in the average to fall by e, in standard
         deviations of the criteria.
     weight_anchors
-        Share of the evidence that the anchors are, in [0, 1).
+        Share of the evidence that the anchors are, in [0, 1); with feature links, 0.3 times that.
     penalty
         Ridge penalty of the maps, as a share of the mean variance of the source components.
     powers
@@ -107,7 +112,8 @@ class Consensus(Translator):
         self._check()
         clock = Clock(trainer.max_seconds if trainer else None)
         rng = np.random.default_rng(seed)
-        clouds = Clouds.of(pair, (self.powers[0], self.powers[1]), self.weight_anchors, rng)
+        share = self.weight_anchors * (1.0 if pair.links is None else BESIDE_LINKS)
+        clouds = Clouds.of(pair, (self.powers[0], self.powers[1]), share, rng)
         comparison = Comparison.draw(clouds, rng)
         candidates, in_time = self._candidates(pair, clouds, comparison, rng, clock)
         weights = credit(candidates, self.temperature)
