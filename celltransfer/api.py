@@ -38,6 +38,9 @@ def fit(
     target: str | None = None,
     anchors: AnchorsLike = None,
     method: str | Translator = "auto",
+    prior: str | None = None,
+    prior_pairs: int = 300,
+    prior_rounds: int = 1,
     conditions: str | Sequence[str] | None = None,
     links: LinksLike = None,
     recipes: Mapping[str, str | Recipe] | None = None,
@@ -63,6 +66,11 @@ def fit(
         are not anchors are used as unpaired cells; their pairing is never seen and stays the truth for `report`.
     method
         Name of a translator (`celltransfer.translators.available`), or an unfitted one.
+    prior
+        Name of another translator, such as ``"consensus"`` or ``"fgw"``, that proposes pairs of unpaired cells; the
+        method is fitted on them and the anchors (`celltransfer.translators.primed.Primed`). Not with ``"auto"``.
+    prior_pairs, prior_rounds
+        How many pairs; and how often, each time after the first by the fit before.
     conditions
         Obs columns known for every cell of both modalities without any pairing (treatment, batch, donor).
     links
@@ -124,7 +132,7 @@ def fit(
     clock = Clock(trainer.max_seconds)
     cells.check_mudata(mdata)
     _check_arguments(seed, conditions, recipes)
-    translator = _translator(method, options)
+    translator = _primed(_translator(method, options), prior, prior_pairs, prior_rounds)
     named = source, target
     source, target = cells.choose_modalities(mdata, source, target)
     if None in named:
@@ -205,6 +213,16 @@ def _translator(method: str | Translator, options: dict[str, Any]) -> Translator
             )
         return translators.make(method.name, **method.get_config())
     return translators.make(method, **options)
+
+
+def _primed(translator: Translator, prior: str | None, n_pairs: int, rounds: int) -> Translator:
+    """The translator with a prior, if one is wanted."""
+    if prior is None:
+        return translator
+    own = {"method": translator.name, "options": translator.get_config()}
+    primed = translators.make("primed", **own, prior=prior, n_pairs=n_pairs, rounds=rounds)
+    primed.check_options()  # type: ignore[attr-defined]
+    return primed
 
 
 def _train_mask(mdata: MuData, name: str, train: cells.CellSelection) -> np.ndarray:

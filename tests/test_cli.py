@@ -172,6 +172,13 @@ def test_the_command_line_fits_what_python_fits(data, saved):
     np.testing.assert_array_equal(model.latent(cells["rna"]), ct.load(saved).latent(cells["rna"]))
 
 
+def test_a_prior_is_named_and_kept(data, tmp_path):
+    out = tmp_path / "model"
+    fitted = run("fit", data, "--model", out, "--method", "ridge", "--prior", "pls", "--train", "train")
+    assert "ridge x pls: 100 anchors" in fitted.stdout
+    assert ct.load(out).translator.get_config()["prior"] == "pls"
+
+
 def test_anchors_as_number_column_and_table(data, tmp_path):
     cells = mudata.read_h5mu(data)
     names = cells["rna"].obs_names[cells["rna"].obs["is_anchor"]]

@@ -46,6 +46,7 @@ Input = Annotated[Path, typer.Argument(help="MuData file (.h5mu).", exists=True,
 Source = Annotated[str | None, typer.Option(help="Modality to translate from; the first of two if not given.")]
 Target = Annotated[str | None, typer.Option(help="Modality to translate to; the second of two if not given.")]
 Method = Annotated[str, typer.Option(help="Translator, see `celltransfer methods`.")]
+Prior = Annotated[str | None, typer.Option(help="Translator that proposes pairs to the method.")]
 Conditions = Annotated[str | None, typer.Option(help="obs column(s) known for every cell, comma separated.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0, mps.")]
@@ -70,6 +71,7 @@ def demo(
     target: Target = None,
     anchors: Annotated[int, typer.Option(help="Number of co-assayed cells that training may see.", min=0)] = 10,
     method: Method = "auto",
+    prior: Prior = None,
     conditions: Conditions = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -93,7 +95,9 @@ def demo(
         full = datasets.load(dataset)
         source, target = _direction(full, source, target)
         mdata = datasets.unpair(full, anchors, source=source, target=target, seed=seed)
-        model = _fit(mdata, source, target, anchors, method, conditions, "train", seed, device, max_seconds, option)
+        model = _fit(
+            mdata, source, target, anchors, method, prior, conditions, "train", seed, device, max_seconds, option
+        )
         model.translate(mdata, counts=False)
         # The whole co-assay, for the ceiling: the pairs that the model was not shown.
         result = _report(model, full)
@@ -119,6 +123,7 @@ def fit(
         typer.Option(help="A number, a boolean obs column, or a CSV with columns source_id,target_id; default: all."),
     ] = None,
     method: Method = "auto",
+    prior: Prior = None,
     conditions: Conditions = None,
     links: Annotated[
         str | None,
@@ -150,6 +155,7 @@ def fit(
             target,
             _anchors(anchors),
             method,
+            prior,
             conditions,
             train,
             seed,
@@ -255,6 +261,7 @@ def _fit(
     target: str | None,
     anchors: Any,
     method: str,
+    prior: str | None,
     conditions: str | None,
     train: str | None,
     seed: int,
@@ -273,6 +280,7 @@ def _fit(
         target=target,
         anchors=anchors,
         method=method,
+        prior=prior,
         conditions=conditions.split(",") if conditions else None,
         links=links,
         recipes=recipes,

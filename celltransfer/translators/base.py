@@ -306,6 +306,7 @@ _BUILTIN: dict[str, str] = {
     "fgw": "celltransfer.translators.gromov",
     "consensus": "celltransfer.translators.consensus",
     "auto": "celltransfer.translators.auto",
+    "primed": "celltransfer.translators.primed",
     "ieot_energy": "celltransfer.translators.energy",
     "lrmf": "celltransfer.translators.lrmf",
 }
