@@ -33,6 +33,8 @@ TRIAL, TRIAL_ROUNDS, REFINED, REFINED_ROUNDS, REGRESSED = 500, 15, 1000, 15, 150
 COMPARED, FEWEST, GROMOV = 600, 20, 500
 # Share of their weight that anchors keep beside links, which orient the map: single pairs add more noise than news.
 BESIDE_LINKS = 0.3
+# What the Gromov-Wasserstein start may take by itself; where less time is left it is left out.
+GROMOV_SECONDS = 10.0
 # Lengths of the random parts of starts, in lengths of what the anchors say.
 SPREADS = (0.2, 0.5, 1.0)
 # How alike two rounds of the refinement must translate for the fit to have converged.
@@ -165,7 +167,7 @@ class Consensus(Translator):
     ) -> tuple[list[Candidate], bool]:
         """Matched maps from all starts, or from those that time allows (at least one); and whether it allowed all."""
         found: list[Candidate] = []
-        for start in self._starts(pair, clouds, rng):
+        for start in self._starts(pair, clouds, rng, clock):
             # The refinement and the regression take about as long as eight starts.
             if found and clock.left() < clock.elapsed() * 8 / len(found):
                 return found, False
@@ -173,7 +175,9 @@ class Consensus(Translator):
             found.append(Candidate(matched, comparison.badness(matched)))
         return found, True
 
-    def _starts(self, pair: ModalityPair, clouds: Clouds, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    def _starts(
+        self, pair: ModalityPair, clouds: Clouds, rng: np.random.Generator, clock: Clock
+    ) -> Iterator[np.ndarray]:
         """What the anchors say, what the shapes say, and random maps that agree with the anchors."""
         k = pair.n_anchors
         if clouds.links is not None:
@@ -184,7 +188,8 @@ class Consensus(Translator):
             said = said / length
             yield said
         # Its regression between thousands of raw features would take minutes.
-        if len(clouds.groups) == 1 and max(pair.x.shape[1], pair.y.shape[1]) < coupling.WIDE:
+        narrow = max(pair.x.shape[1], pair.y.shape[1]) < coupling.WIDE
+        if len(clouds.groups) == 1 and narrow and clock.left() > GROMOV_SECONDS:
             yield _gromov_map(pair, clouds, int(rng.integers(2**31)))
         n_starts = self.n_starts if self.n_starts is not None else (24 if k < FEW_ANCHORS else 8)
         for i in range(n_starts):
