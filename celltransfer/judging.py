@@ -80,15 +80,16 @@ def _unsettled(translator: Translator, pair: ModalityPair, clock: Clock, seed: i
     """What matching leaves open and the anchors do not settle: one sentence, or none.
 
     Not asked of many anchors, as more than the leading components together lie in no symmetry's fixed set; of a fit
-    that matched nothing; where conditions are matched one by one, which settles symmetries that exchange them; nor of
-    thousands of raw features, or when time is short.
+    that matched nothing; where conditions are matched one by one, which settles symmetries that exchange them, or
+    where feature links orient the map; nor of thousands of raw features, or when time is short.
     """
     from celltransfer.metrics import automorphisms
 
     matched = translator.matches_distributions and translator.result_.status is not Status.SOLVED
     by_condition = translator.uses_conditions and pair.condition_x is not None
+    oriented = by_condition or (translator.uses_links and pair.links is not None)
     few = 0 < pair.n_anchors <= automorphisms.N_COMPONENTS
-    if not (matched and few) or by_condition or sp.issparse(pair.x) or clock.left() < SEARCH_SECONDS:
+    if not (matched and few) or oriented or sp.issparse(pair.x) or clock.left() < SEARCH_SECONDS:
         return []
     found = automorphisms.ambiguity(pair.x, pair.anchors[:, 0], seed)
     return [] if found is None else [found]

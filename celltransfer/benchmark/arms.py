@@ -34,6 +34,8 @@ class Arm:
         obs column for the label scores and controls, which methods never see.
     condition
         obs column that methods may use.
+    links
+        var column that names the feature behind every feature, which methods may use.
     transductive
         Score the training cells, anchors left out: for data too small to hold cells out. ``"shared"`` regime only.
     n_components
@@ -48,6 +50,7 @@ class Arm:
     target: str
     labels: str | None = None
     condition: str | None = None
+    links: str | None = None
     transductive: bool = False
     n_components: int = 20
     kinds: dict[str, str] = field(default_factory=dict, hash=False)
@@ -91,12 +94,14 @@ class Arm:
         )
 
 
+_SNARE = Arm("snare_cortex", "snare_cortex", "rna", "atac", "cell_type")
 _A549 = Arm("a549_scicar", "a549_scicar", "rna", "atac", "treatment_time")
 ARMS = {
     arm.name: arm
     for arm in (
         Arm("pbmc10k_cite", "pbmc10k_cite", "rna", "protein", "cell_type"),
-        Arm("snare_cortex", "snare_cortex", "rna", "atac", "cell_type"),
+        _SNARE,
+        replace(_SNARE, name="snare_cortex+links", links="linked_gene"),
         _A549,
         replace(_A549, name="a549_scicar+time", condition="treatment_time"),
         replace(_A549, name="a549_scicar_peaks", data="a549_scicar_peaks"),

@@ -132,6 +132,7 @@ def _fitted(job: Job, task: Task) -> tuple[TransferModel, Row]:
         anchors=task.anchors,
         method=job.method.runs,
         conditions=task.condition,
+        links=job.arm.links,
         seed=job.seed,
         trainer=Trainer(max_steps=job.method.max_steps),
         verdict=job.method.verdict,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -95,22 +95,25 @@ def linked_map(
     per_target = spreads[1] / np.maximum(np.asarray(abs(matrix).sum(axis=0)).ravel(), 1e-300)
     scaled = sp.diags(per_source) @ matrix @ sp.diags(per_target)
     back, forth = recipes[0].slopes()[0], recipes[1].slopes()[1]
-    found = (back @ scaled) @ forth
-    return sp.csr_matrix(found, dtype=np.float32) if sp.issparse(found) else np.asarray(found, dtype=np.float32)
+    found: Any = (back @ scaled) @ forth
+    if any(recipe.reduces for recipe in recipes):
+        return np.asarray(found, dtype=np.float32)
+    return sp.csr_matrix(found, dtype=np.float32)
 
 
 def _matrix(table: pd.DataFrame, recipes: tuple[Recipe, Recipe], names: tuple[str, str]) -> sp.csr_matrix:
     """Links between the features of both recipes, shape (p, q)."""
     kept = [recipe.feature_names_ for recipe in recipes]
-    rows, columns = (index.get_indexer(table[side]) for index, side in zip(kept, ("source", "target"), strict=True))
+    sides = [pd.Index(table[side]) for side in ("source", "target")]
+    rows, columns = (index.get_indexer(side) for index, side in zip(kept, sides, strict=True))
     known = (rows >= 0) & (columns >= 0)
     if not known.any():
-        raise FeatureError(
-            f"None of {len(table)} links joins a feature of {names[0]!r} to one of {names[1]!r}: "
-            f"{int((rows >= 0).sum())} of their source features and {int((columns >= 0).sum())} of their target features "
-            f"are among those that the recipes keep. Links name {_some(table['source'])} and {_some(table['target'])}; {names[0]!r} has "
-            f"{_some(kept[0])}, and {names[1]!r} has {_some(kept[1])}."
-        )
+        found = [
+            f"{int((at >= 0).sum())} name a feature that the recipe of {name!r} keeps (links have {_some(side)}, the "
+            f"recipe {_some(index)})"
+            for at, name, side, index in zip((rows, columns), names, sides, kept, strict=True)
+        ]
+        raise FeatureError(f"None of {len(table)} links joins {names[0]!r} and {names[1]!r}: {', '.join(found)}.")
     logger.info(
         "%d of %d links join features that both recipes keep; they reach %d of the %d features of %r.",
         known.sum(), len(table), len(np.unique(columns[known])), len(kept[1]), names[1],

@@ -1,6 +1,7 @@
 """Recipes: from the cells of a modality to features for a translator, and back."""
 
 from celltransfer.pp.factories import atac, methylation, none, protein, resolve, rna
+from celltransfer.pp.proximity import links_by_distance
 from celltransfer.pp.recipe import Recipe
 
-__all__ = ["Recipe", "atac", "methylation", "none", "protein", "resolve", "rna"]
+__all__ = ["Recipe", "atac", "links_by_distance", "methylation", "none", "protein", "resolve", "rna"]
