@@ -14,8 +14,10 @@ from celltransfer.train.outcome import FitResult, Status
 from celltransfer.train.stopping import Clock
 from celltransfer.translators import coupling
 from celltransfer.translators.base import Arrays, Translator, register
+from celltransfer.translators.baselines import column_means
 from celltransfer.translators.coupling import Clouds
 from celltransfer.translators.gromov import FusedGromov, geodesics
+from celltransfer.translators.guard import partner_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +34,7 @@ TRIAL, TRIAL_ROUNDS, REFINED, REFINED_ROUNDS, REGRESSED = 500, 15, 1000, 15, 150
 # Cells a side on which starts are compared, fewest of a condition for that, and of the Gromov-Wasserstein start.
 COMPARED, FEWEST, GROMOV = 600, 20, 500
 # Share of their weight that anchors keep beside links, which orient the map: single pairs add more noise than news.
-BESIDE_LINKS = 0.3
+BESIDE_LINKS = 0.1
 # What the Gromov-Wasserstein start may take by itself; where less time is left it is left out.
 GROMOV_SECONDS = 10.0
 # Lengths of the random parts of starts, in lengths of what the anchors say.
@@ -62,8 +64,9 @@ class Consensus(Translator):
     without any pair by how well they couple the clouds (cost of the plan, covariance under it, distortion of
     geodesics), averaged with weights by that, refined on larger batches, and extended by kernel regression.
 
-    Feature links are one more start, and what a map has in common with them one more criterion, so that links which
-    contradict the clouds lose to other starts.
+    Feature links are one more start, and what a map has in common with them one more criterion. Their optimum has a
+    head start of as many standard errors as they alone place the anchors nearer to their partners than chance would.
+    So links that the clouds and the anchors contradict lose to other starts.
 
     Where conditions are known, cells are matched within them, and every condition's mean cell is translated to its
     mean cell. Memory grows with the batch, time linearly with its rounds, neither with the number of cells.
@@ -79,7 +82,7 @@ class Consensus(Translator):
         How much worse than the best an optimum may be for its weight in the average to fall by e, in standard
         deviations of the criteria.
     weight_anchors
-        Share of the evidence that the anchors are, in [0, 1); with feature links, 0.3 times that.
+        Share of the evidence that the anchors are, in [0, 1); with feature links, a tenth of that.
     penalty
         Ridge penalty of the maps, as a share of the mean variance of the source components.
     powers
@@ -118,7 +121,8 @@ class Consensus(Translator):
         clouds = Clouds.of(pair, (self.powers[0], self.powers[1]), share, rng)
         comparison = Comparison.draw(clouds, rng)
         candidates, in_time = self._candidates(pair, clouds, comparison, rng, clock)
-        weights = credit(candidates, self.temperature)
+        head_start = 0.0 if clouds.links is None else _support(pair)
+        weights = credit(candidates, self.temperature, head_start)
         maps = np.array([each.map / max(float(np.linalg.norm(each.map)), 1e-12) for each in candidates])
         averaged = np.tensordot(weights, maps, axes=1)
         before = self._match(clouds, averaged, rng, REFINED, REFINED_ROUNDS, SETTLED)
@@ -277,12 +281,13 @@ class Comparison:
         return tuple(totals) if self.links is None else (*totals, -_alike(self.batches, matched, self.links))
 
 
-def credit(candidates: list[Candidate], temperature: float) -> np.ndarray:
-    """Weights of candidates by their criteria, standardised and added; shape (n,), of sum 1."""
+def credit(candidates: list[Candidate], temperature: float, head_start: float = 0.0) -> np.ndarray:
+    """Weights of candidates by their criteria, standardised and added, less the head start of the first; of sum 1."""
     values = np.array([candidate.badness for candidate in candidates])
     if not values.size:  # too few cells to compare anything
         return np.full(len(candidates), 1 / len(candidates))
     total = ((values - values.mean(axis=0)) / np.maximum(values.std(axis=0), 1e-12)).sum(axis=1)
+    total[0] -= head_start
     weights = np.exp(-(total - total.min()) / temperature)
     return np.asarray(weights / weights.sum())
 
@@ -292,6 +297,15 @@ def _anchor_map(clouds: Clouds) -> np.ndarray:
     x = clouds.anchors.x.astype(np.float64)
     weight, _ = linear_map(ridge, x, clouds.anchors.y.astype(np.float64), clouds.frame_x.sd)
     return weight
+
+
+def _support(pair: ModalityPair) -> float:
+    """By how many standard errors links alone place the anchors nearer to their partners than chance would."""
+    if pair.links is None or not pair.n_anchors:
+        return 0.0
+    placed = (pair.anchor_x - column_means(pair.x)) @ pair.links + column_means(pair.y)
+    ranks = partner_ranks(placed, pair.y, pair.anchors[:, 1])
+    return float((0.5 - ranks.mean()) * np.sqrt(12 * len(ranks)))
 
 
 def _gromov_map(pair: ModalityPair, clouds: Clouds, seed: int) -> np.ndarray:
