@@ -220,7 +220,7 @@ def _unjudged() -> Verdict:
 def tell(model: TransferModel) -> None:
     """Say how the fit ended, in the log, and as a warning where it should not be believed."""
     verdict = model.verdict_
-    message = f"{model.method}: {model.source} -> {model.target} {verdict.level}. {' '.join(verdict.reasons)}"
+    message = f"{model.translator.label}: {model.source} -> {model.target} {verdict.level}. {' '.join(verdict.reasons)}"
     if not model.doubtful:
         logger.info(message)
     else:

@@ -166,8 +166,8 @@ class TransferModel:
         result = self.result_
         ended = "" if result.status in (Status.SOLVED, Status.CONVERGED) else f". {result.advice}"
         lines = [
-            f"TransferModel({self.source} -> {self.target}, method={self.method!r}, {result.n_source} source and "
-            f"{result.n_target} target cells, {result.n_anchors} anchors)",
+            f"TransferModel({self.source} -> {self.target}, method={self.translator.label!r}, {result.n_source} source "
+            f"and {result.n_target} target cells, {result.n_anchors} anchors)",
             f"  recipes: {', '.join(f'{name} {recipe!r}' for name, recipe in self.recipes.items())}",
             f"  status:  {result.status.value} after {result.seconds:.1f} s{ended}",
             *(f"  note:    {note}" for note in result.notes),

@@ -120,7 +120,8 @@ def translation(
         titles = f"measured {model.target}, by {color}", f"translated from {model.source}, by {color}"
         by_value(axes[:2], layout, translated, pd.concat(values, ignore_index=True), titles)
         by_origin(axes[2], layout, translated, "both, by origin")
-    figure.suptitle(f"{model.source} \N{RIGHTWARDS ARROW} {model.target}, {model.method}: {model.verdict_.level}")
+    method = model.translator.label
+    figure.suptitle(f"{model.source} \N{RIGHTWARDS ARROW} {model.target}, {method}: {model.verdict_.level}")
     return figure
 
 

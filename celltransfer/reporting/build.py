@@ -120,7 +120,7 @@ def _about(model: TransferModel) -> dict[str, Any]:
     return {
         "source": model.source,
         "target": model.target,
-        "method": model.method,
+        "method": model.translator.label,
         "n_anchors": len(model.anchors),
         "seed": model.result_.seed,
         "seconds": model.result_.seconds,

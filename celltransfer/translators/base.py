@@ -192,6 +192,11 @@ class Translator(ABC):
             raise ConditionError(f"There are {len(condition)} condition codes for {n} cells.")
         return _recode(condition, self.condition_codes_)
 
+    @property
+    def label(self) -> str:
+        """What reports call the method."""
+        return self.name
+
     def explain(self, cause: str) -> str:
         """Why translated cells are not like target cells, as far as the fit knows more than their looks (`cause`)."""
         return ""

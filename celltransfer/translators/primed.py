@@ -164,7 +164,12 @@ class Primed(Translator):
         later = f" and, from the second of {self.rounds} rounds on, the method itself" if self.rounds > 1 else ""
         kind = "drawn" if self._drawn() else "mean"
         pairs = f"{n} pairs ({kind} partners) proposed by {self.prior}{later}"
-        return f"{self.method} x {self.prior}: {k} anchors, and {pairs}."
+        return f"{self.label}: {k} anchors, and {pairs}."
+
+    @property
+    def label(self) -> str:
+        """Method and prior."""
+        return f"{self.method} x {self.prior}"
 
     def explain(self, cause: str) -> str:
         """What the method knows."""

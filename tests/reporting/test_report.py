@@ -243,7 +243,8 @@ def test_a_frame_can_be_changed_without_changing_the_report(result):
 class Oracle:
     """Answers with the truth, by recognising the source cell."""
 
-    name, uses_conditions, needs_condition, gives_distribution = "oracle", False, False, False
+    name = label = "oracle"
+    uses_conditions = needs_condition = gives_distribution = False
 
     def __init__(self, features, answers, result):
         self.features, self.answers, self.result_ = features, answers, result

@@ -188,6 +188,8 @@ def test_fit_with_a_prior_is_judged_and_saved(cells, tmp_path):
     again = ct.load(tmp_path / "model")
     np.testing.assert_array_equal(model.latent(cells["rna"]), again.latent(cells["rna"]))
     assert again.translator.method == "ridge"
+    assert "method='ridge x pls'" in repr(again)
+    assert ct.report(again, cells).about["method"] == "ridge x pls"
 
 
 def test_fit_refuses_what_a_prior_cannot_do_before_it_reads_cells(cells):
