@@ -73,7 +73,7 @@ def settle(
     translator.result_.verdict.reasons += open_question
     if translator.gives_distribution:
         _calibrate(model, pair, cells[1], refits, seed)
-    translator.left_out_ = None
+    translator.left_out_ = translator.repeats_ = None
 
 
 def _unsettled(translator: Translator, pair: ModalityPair, clock: Clock, seed: int) -> list[str]:

@@ -150,7 +150,7 @@ def examine(
         ``_within_condition`` where conditions are known. At least three anchors are needed.
 
         ``refit_disagreement``: FOSCTTM of the fit's translations against those of the refits (without some of the
-        anchors; with fewer than three, on halves of the cells with all anchors).
+        anchors; with fewer than three, on halves of the cells with all anchors, or from other starts).
 
         ``self_rank``: FOSCTTM that the fit expects of itself, if the true partner of a cell is where a refit sends it,
         plus the variance that translations leave of the target cells'.
@@ -178,7 +178,7 @@ def examine(
     refitted, ranks, missed = (
         _left_out(seen, refit, rng, max_folds, translator.left_out_)
         if left_out
-        else (_halves(seen, refit, rng), None, None)
+        else (_repeats(seen, translator) or _halves(seen, refit, rng), None, None)
     )
     noise = _noise(f, y, missed)
     evidence = {"n_anchors": float(pair.n_anchors), "held_out_anchors": 0.0 if ranks is None else float(len(ranks))}
@@ -314,6 +314,12 @@ def _summary(ranks: np.ndarray, n: int) -> dict[str, float]:
         found |= {"held_out_rank_within_condition": float(inside.mean())}
         found |= {"held_out_sd_within_condition": float(inside.std(ddof=1))}
     return found
+
+
+def _repeats(seen: _View, translator: Translator) -> list[np.ndarray]:
+    """Translations by fits to the same cells that the translator made anyway."""
+    place = seen.readout.place
+    return [centred(place(_translated(each, seen.pair, seen.refit_rows))) for each in translator.repeats_ or []]
 
 
 def _halves(seen: _View, refit: Refit, rng: np.random.Generator) -> list[np.ndarray]:

@@ -15,6 +15,7 @@ from celltransfer.train.outcome import FitResult, Status
 from celltransfer.train.stopping import Clock
 from celltransfer.translators.base import Arrays, Translator, get, make, register
 from celltransfer.translators.baselines import column_means, several_conditions
+from celltransfer.translators.consensus import FEW_ANCHORS
 from celltransfer.translators.coupling import Frame
 from celltransfer.translators.guard import partner_ranks
 
@@ -27,6 +28,8 @@ logger = logging.getLogger("celltransfer")
 
 # Seconds that a fit may take in all, where nobody says otherwise.
 BUDGET = 180.0
+# Seeds of candidates are apart, so that no two of them share their random starts.
+SEED_STEP = 1000
 # Anchors from which candidates are compared, and the folds of the comparison.
 FEWEST_ANCHORS, FOLDS = 3, 5
 # How much left-out anchors must say before the weights leave what is known without them, in anchors.
@@ -46,14 +49,23 @@ class Candidate:
     quick: dict[str, Any] = field(default_factory=dict)
 
 
-# Matchings on components of their own scale and on those of more equal ones, the pairs alone, conditions alone.
+# Matchings on components of their own scale, on those of more equal ones, and between; the pairs or conditions alone.
 _FINE = {"powers": (0.5, 0.5), "penalty": 0.1, "smoothness": 0.002}
+_SHARP = _FINE | {"entropy": 0.05, "n_regressions": 5}
 _QUICK = {"n_starts": 4}
+_OTHERS = [Candidate("ridge", "ridge", {}, 0.0), Candidate("condition mean", "condition_mean", {}, 2.0)]
 TRIED = [
     Candidate("consensus", "consensus", {}, 0.5, _QUICK),
-    Candidate("consensus of equal scales", "consensus", _FINE, 0.5, _QUICK),
-    Candidate("ridge", "ridge", {}, 0.0),
-    Candidate("condition mean", "condition_mean", {}, 2.0),
+    Candidate("fine consensus", "consensus", _SHARP, 0.5, _QUICK),
+    *_OTHERS,
+]
+# With few anchors a matching may end in a wrong optimum, so several are averaged.
+TRIED_FEW = [
+    Candidate("consensus", "consensus", {}, 0.25, _QUICK),
+    Candidate("consensus again", "consensus", {}, 0.25, _QUICK),
+    Candidate("fine consensus", "consensus", _FINE, 0.25, _QUICK),
+    Candidate("medium consensus", "consensus", {"powers": (0.25, 0.25)}, 0.25, _QUICK),
+    *_OTHERS,
 ]
 
 
@@ -99,10 +111,14 @@ class Auto(Translator):
         self.centre_ = column_means(pair.y).astype(np.float32)
         candidates = self._candidates(pair)
         comparing = pair.n_anchors >= FEWEST_ANCHORS and len(candidates) > 1
-        limited = replace(limits, max_seconds=clock.share(2 if comparing else 1), checkpoint_dir=None, resume=False)
-        self.members_ = [_fitted(each.method, each.options, pair, seed, limited) for each in candidates]
-        prior = np.array([each.prior for each in candidates])
-        self.weights_, self.left_out_ = prior, None
+        unsaved = replace(limits, checkpoint_dir=None, resume=False)
+        self.members_ = []
+        for i, each in enumerate(candidates):
+            share = clock.share((len(candidates) - i) * (2 if comparing else 1))
+            limited = replace(unsaved, max_seconds=share)
+            self.members_.append(_fitted(each.method, each.options, pair, seed + SEED_STEP * i, limited))
+        self.weights_ = np.array([each.prior for each in candidates])
+        self.left_out_, self.repeats_ = None, self._alone(pair)
         notes = [_without_comparison(pair.n_anchors, candidates)]
         took, result = clock.elapsed(), self.members_[0].result_
         status = result.status
@@ -127,7 +143,11 @@ class Auto(Translator):
     def _candidates(self, pair: ModalityPair) -> list[Candidate]:
         """What is compared, the preferred ones first."""
         conditions = bool(several_conditions(pair))
-        tried = TRIED if self.methods is None else [Candidate(name, name, {}, 1.0) for name in self.methods]
+        if isinstance(self.methods, str):
+            raise ConfigError(f"methods={self.methods!r}; expected a list of names.")
+        tried = TRIED if pair.n_anchors >= FEW_ANCHORS else TRIED_FEW
+        if self.methods is not None:
+            tried = [Candidate(name, name, {}, 1.0) for name in self.methods]
         if not tried or self.name in [each.method for each in tried]:
             raise ConfigError(f"methods={self.methods!r}; expected names of other methods, one at least.")
         usable = [each for each in tried if _usable(get(each.method), pair, conditions)]
@@ -149,7 +169,10 @@ class Auto(Translator):
             limited = replace(
                 limits, max_seconds=clock.share(len(parts) - i), checkpoint_dir=None, resume=False, progress=False
             )
-            fits = [_fitted(each.method, each.options | each.quick, kept, seed + 1 + i, limited) for each in candidates]
+            fits = [
+                _fitted(each.method, each.options | each.quick, kept, seed + SEED_STEP * c + 1 + i, limited)
+                for c, each in enumerate(candidates)
+            ]
             if clock.left() == 0:
                 return []
             found.append((held, fits))
@@ -182,6 +205,19 @@ class Auto(Translator):
             weights = stack(placed[:, others], truth[others], prior)
             self.left_out_.append((self._assembled(pair, fits, weights), held))
         return [_comparison(candidates, ranks, self.weights_)]
+
+    def _alone(self, pair: ModalityPair) -> Sequence[Translator] | None:
+        """The same with one matching of several, for each of them: fits that differ in nothing but their luck."""
+        matched = [i for i, member in enumerate(self.members_) if member.matches_distributions and self.weights_[i]]
+        if len(matched) < 2:
+            return None
+        total, found = self.weights_[matched].sum(), []
+        for i in matched:
+            weights = self.weights_.copy()
+            weights[matched] = 0
+            weights[i] = total
+            found.append(self._assembled(pair, self.members_, weights))
+        return found
 
     def _assembled(self, pair: ModalityPair, members: list[Translator], weights: np.ndarray) -> Auto:
         """Another fitted translator of this kind."""

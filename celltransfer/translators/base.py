@@ -18,7 +18,7 @@ from celltransfer.data.pair import Matrix, ModalityPair, dense
 from celltransfer.errors import AnchorError, ConditionError, ConfigError, FeatureError, ModelFormatError, NotFittedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from celltransfer.train.loop import Trainer
     from celltransfer.train.outcome import FitResult
@@ -88,6 +88,8 @@ class Translator(ABC):
     held_out_: tuple[np.ndarray, np.ndarray] | None = None
     # Fits without some of the anchors that the fit made anyway, and which of them; together they leave out every one.
     left_out_: list[tuple[Translator, np.ndarray]] | None = None
+    # Fits to the same cells and anchors from other starts that the fit made anyway.
+    repeats_: Sequence[Translator] | None = None
 
     def fit(
         self: Self,

@@ -20,19 +20,23 @@ from celltransfer.translators.gromov import FusedGromov, geodesics
 from celltransfer.translators.guard import partner_ranks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from sklearn.kernel_ridge import KernelRidge
 
     from celltransfer.data.pair import ModalityPair
     from celltransfer.train.loop import Trainer
 
 # Fewer anchors than this leave much open: more starts are tried, and more optima averaged.
 FEW_ANCHORS = 6
-# Entropy of the plans while starts are tried, and of the last ones.
-ANNEALING, SETTLED, SMOOTH = (0.1, 0.05), (0.05, 0.05), 0.1
-# Cells a side and rounds: of every start, of the refinement, and cells that the last regression is fitted on.
-TRIAL, TRIAL_ROUNDS, REFINED, REFINED_ROUNDS, REGRESSED = 500, 15, 1000, 15, 1500
-# Cells a side on which starts are compared, fewest of a condition for that, and of the Gromov-Wasserstein start.
-COMPARED, FEWEST, GROMOV = 600, 20, 500
+# Entropy of the plans while starts are tried, and when their average is refined.
+ANNEALING, SETTLED = (0.1, 0.05), (0.05, 0.05)
+# Cells a side and rounds: of every start, and of the refinement; cells that regressions are fitted on.
+TRIAL, TRIAL_ROUNDS, REFINED, REFINED_ROUNDS, REGRESSED = 500, 15, 1000, 8, 1500
+# Cells a side on which starts are compared, and fewest of a condition for that.
+COMPARED, FEWEST = 600, 20
+# Cells a side of the Gromov-Wasserstein start, where anchors are few and where they are not.
+GROMOV = (500, 250)
 # Share of their weight that anchors keep beside links, which orient the map: single pairs add more noise than news.
 BESIDE_LINKS = 0.1
 # What the Gromov-Wasserstein start may take by itself; where less time is left it is left out.
@@ -89,6 +93,10 @@ class Consensus(Translator):
         Which part of their own scale is taken out of source and target components: 0 none, 1 all.
     smoothness
         Penalty of the kernel regression per cell; 0 would interpolate.
+    entropy
+        Of the plan whose mean partners are regressed.
+    n_regressions
+        Kernel regressions, each of the partners that the one before finds.
     """
 
     name = "consensus"
@@ -108,10 +116,12 @@ class Consensus(Translator):
         penalty: float = 0.3,
         powers: tuple[float, float] = (0.0, 0.0),
         smoothness: float = 0.01,
+        entropy: float = 0.1,
+        n_regressions: int = 1,
     ) -> None:
         self.n_starts, self.temperature = n_starts, temperature
         self.weight_anchors, self.penalty, self.powers = weight_anchors, penalty, powers
-        self.smoothness = smoothness
+        self.smoothness, self.entropy, self.n_regressions = smoothness, entropy, n_regressions
 
     def _fit(self, pair: ModalityPair, *, seed: int, trainer: Trainer | None) -> FitResult:
         self._check()
@@ -147,7 +157,7 @@ class Consensus(Translator):
     def _check(self) -> None:
         if not 0 <= self.weight_anchors < 1:
             raise ConfigError(f"weight_anchors={self.weight_anchors}; the anchors' share of the evidence is in [0, 1).")
-        for name in ("penalty", "smoothness", "temperature"):
+        for name in ("penalty", "smoothness", "temperature", "entropy", "n_regressions"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)}; expected a positive number.")
         if self.n_starts is not None and self.n_starts < 0:
@@ -202,18 +212,11 @@ class Consensus(Translator):
             yield said + SPREADS[i % len(SPREADS)] * noise / max(float(np.linalg.norm(noise)), 1e-12)
 
     def _extend(self, pair: ModalityPair, clouds: Clouds, matched: np.ndarray, rng: np.random.Generator) -> None:
-        """Kernel regression of the cells' mean partners, and of the anchors'."""
-        from sklearn.kernel_ridge import KernelRidge
-
-        batches = clouds.draw(REGRESSED, rng)
-        x = np.concatenate([batch.x for batch in batches])
-        y = np.concatenate([batch.partners(matched, SMOOTH) for batch in batches])
-        anchors, n = clouds.anchors, len(x)
-        k = len(anchors.x)
-        weights = np.concatenate([np.ones(n), np.full(k, anchors.share * n / max(k, 1))])
-        gamma = 1 / max(float(np.median(_squares(x[:300], x[:300]))), 1e-12)
-        model = KernelRidge(alpha=self.smoothness * n, kernel="rbf", gamma=gamma)
-        model.fit(np.concatenate([x, anchors.x]), np.concatenate([y, anchors.y]), sample_weight=weights)
+        """Kernel regression of the cells' mean partners under the matched map, then under the regression itself."""
+        translate: Callable[[np.ndarray], np.ndarray] = lambda x: x @ matched  # noqa: E731
+        for _ in range(self.n_regressions):
+            model = self._regression(clouds, translate, rng)
+            translate = model.predict
         groups = clouds.groups
         self.arrays_ = {
             "mean_x": clouds.frame_x.mean,
@@ -222,11 +225,27 @@ class Consensus(Translator):
             "back_y": clouds.frame_y.back,
             "cells": model.X_fit_.astype(np.float32),
             "weights": model.dual_coef_.astype(np.float32),
-            "gamma": np.array(gamma),
+            "gamma": np.array(model.gamma),
             "codes": np.array([] if pair.condition_x is None else [group.code for group in groups], dtype=np.int64),
             "group_x": np.stack([group.mean_x for group in groups]),
             "group_y": np.stack([group.mean_y for group in groups]),
         }
+
+    def _regression(
+        self, clouds: Clouds, translate: Callable[[np.ndarray], np.ndarray], rng: np.random.Generator
+    ) -> KernelRidge:
+        """Kernel regression of the mean partners that the plan gives translated cells, and of the anchors'."""
+        from sklearn.kernel_ridge import KernelRidge
+
+        batches = clouds.draw(REGRESSED, rng)
+        x = np.concatenate([batch.x for batch in batches])
+        y = np.concatenate([batch.partners(translate(batch.x), self.entropy) for batch in batches])
+        anchors, n = clouds.anchors, len(x)
+        k = len(anchors.x)
+        weights = np.concatenate([np.ones(n), np.full(k, anchors.share * n / max(k, 1))])
+        gamma = 1 / max(float(np.median(_squares(x[:300], x[:300]))), 1e-12)
+        model = KernelRidge(alpha=self.smoothness * n, kernel="rbf", gamma=gamma)
+        return model.fit(np.concatenate([x, anchors.x]), np.concatenate([y, anchors.y]), sample_weight=weights)
 
     def _translate(self, x: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
         state = self.arrays_
@@ -268,7 +287,7 @@ class Comparison:
         """Cost of the plan, minus the covariance under it, its distortion of geodesics; minus agreement with links."""
         totals = np.zeros(3)
         for batch, (shape_x, shape_y) in zip(self.batches, self.shapes, strict=True):
-            plan = batch.plan(matched, SETTLED[1]).astype(np.float64)
+            plan = batch.plan(batch.x @ matched, SETTLED[1]).astype(np.float64)
             costs = coupling.cosine_cost(batch.x @ matched + batch.mean_y, batch.y + batch.mean_y)
             cost = float((plan * costs).sum())
             covariance = float(np.linalg.norm(batch.x.T @ plan @ batch.y))
@@ -311,7 +330,7 @@ def _support(pair: ModalityPair) -> float:
 def _gromov_map(pair: ModalityPair, clouds: Clouds, seed: int) -> np.ndarray:
     """Fused Gromov-Wasserstein on a few cells, extended by ridge regression, between frames, of length 1."""
     quick = replace(pair, condition_x=None, condition_y=None, conditions=())
-    fitted = FusedGromov(max_cells=GROMOV).fit_pair(quick, seed=seed)
+    fitted = FusedGromov(max_cells=GROMOV[pair.n_anchors >= FEW_ANCHORS], n_starts=2).fit_pair(quick, seed=seed)
     assert isinstance(fitted, FusedGromov)
     between = clouds.frame_x.back @ fitted.arrays_["weight"] @ clouds.frame_y.forward
     return np.asarray(between / max(float(np.linalg.norm(between)), 1e-12))

@@ -18,7 +18,7 @@ from celltransfer.translators.holdout import condition_codes
 MOST_COMPONENTS = 64
 # Added to variances, as a share of their mean, before scales are taken out.
 SHRINKAGE = 0.05
-SINKHORN_STEPS = 30
+SINKHORN_STEPS = 15
 # Cells that the moments of a side are estimated from, at most, and numbers that those cells may hold.
 MOMENT_CELLS, MOMENT_VALUES = 20_000, 20_000_000
 # Features from which the leading components are approximated, as all would take minutes.
@@ -168,13 +168,13 @@ class Batch(NamedTuple):
     y: np.ndarray
     mean_y: np.ndarray
 
-    def plan(self, m: np.ndarray, epsilon: float) -> np.ndarray:
-        """Plan between the cells that the map `m` translates and the target cells, shape (n, m)."""
-        return plan(self.x @ m + self.mean_y, self.y + self.mean_y, epsilon)
+    def plan(self, translated: np.ndarray, epsilon: float) -> np.ndarray:
+        """Plan between the translations of the source cells, shape (n, D), and the target cells, shape (n, m)."""
+        return plan(translated + self.mean_y, self.y + self.mean_y, epsilon)
 
-    def partners(self, m: np.ndarray, epsilon: float) -> np.ndarray:
+    def partners(self, translated: np.ndarray, epsilon: float) -> np.ndarray:
         """The mean target cell that the plan gives every source cell, shape (n, D)."""
-        coupled = self.plan(m, epsilon)
+        coupled = self.plan(translated, epsilon)
         return np.asarray(coupled @ self.y / coupled.sum(axis=1, keepdims=True))
 
 
@@ -215,7 +215,9 @@ def match(
     gram = (1 - anchors.share) * np.diag(variance) + anchors.share * own_xx + ridge * np.eye(len(variance))
     covariance, m = None, start
     for step in np.geomspace(*epsilon, n_iter):
-        coupled = sum(own.share * own.x.T @ (own.plan(m, float(step)) @ own.y) for own in clouds.draw(size, rng))
+        coupled = sum(
+            own.share * own.x.T @ (own.plan(own.x @ m, float(step)) @ own.y) for own in clouds.draw(size, rng)
+        )
         new = (1 - anchors.share) * np.asarray(coupled) + anchors.share * own_xy
         covariance = new if covariance is None else (covariance + new) / 2
         m = np.linalg.solve(gram, covariance).astype(np.float32)
