@@ -157,7 +157,7 @@ def snare_cortex() -> MuData:
     ``obs``: ``cell_type`` (15, of which ``Mis`` is a mixed cluster), ``cell_type_fine`` (23), ``batch`` (12),
     ``rna_total``, ``atac_total``. ``atac.var``: ``chrom``, ``start``, ``end`` and ``linked_gene``, the one gene each
     peak is tied to; ``mdata.uns["feature_links"]`` holds the same as a CSR matrix of zeros and ones, shape
-    (25,734 peaks, 1,677 genes).
+    (25,734 peaks, 1,677 genes). Both are feature links: ``celltransfer.fit(..., links="linked_gene")``.
 
     References
     ----------
