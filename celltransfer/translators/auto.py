@@ -53,7 +53,8 @@ class Candidate:
 _FINE = {"powers": (0.5, 0.5), "penalty": 0.1, "smoothness": 0.002}
 _SHARP = _FINE | {"entropy": 0.05, "n_regressions": 5}
 _QUICK = {"n_starts": 4}
-_OTHERS = [Candidate("ridge", "ridge", {}, 0.0), Candidate("condition mean", "condition_mean", {}, 2.0)]
+# What a condition alone says is sure, and most of it: a little of the matchings beside it can help and hardly hurts.
+_OTHERS = [Candidate("ridge", "ridge", {}, 0.0), Candidate("condition mean", "condition_mean", {}, 7.0)]
 TRIED = [
     Candidate("consensus", "consensus", {}, 0.5, _QUICK),
     Candidate("fine consensus", "consensus", _SHARP, 0.5, _QUICK),
