@@ -296,7 +296,8 @@ def _share_nearer(similarity: np.ndarray, near: np.ndarray, among: np.ndarray | 
     closer = (gap > 1e-6) + 0.5 * (np.abs(gap) <= 1e-6)
     if among is None:
         return closer.mean(axis=1)
-    return (closer * among).sum(axis=1) / np.maximum(among.sum(axis=1), 1)
+    # Where there is nothing to be nearer, nothing is known.
+    return np.where(among.any(axis=1), (closer * among).sum(axis=1) / np.maximum(among.sum(axis=1), 1), np.nan)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -309,8 +310,8 @@ def _summary(ranks: np.ndarray, n: int) -> dict[str, float]:
     """What the anchors' ranks among n cells, shape (k, 3), say together."""
     found = {"held_out_rank": float(ranks[:, 0].mean()), "held_out_sd": float(ranks[:, 0].std(ddof=1))}
     found |= {f"held_out_near@{count}": float((ranks[:, 2] * n < count).mean()) for count in (10, 50)}
-    if np.isfinite(ranks[:, 1]).all():
-        inside = ranks[:, 1]
+    inside = ranks[np.isfinite(ranks[:, 1]), 1]
+    if len(inside) >= MIN_ANCHORS:
         found |= {"held_out_rank_within_condition": float(inside.mean())}
         found |= {"held_out_sd_within_condition": float(inside.std(ddof=1))}
     return found

@@ -143,9 +143,9 @@ def _knn(
 def conclude(evidence: dict[str, float]) -> tuple[str, list[str]]:
     """Level and reasons, from figures and estimates.
 
-    ``"identified"`` if the interval of FOSCTTM lies below 0.35, there is an anchor, no twin disagrees by more than 0.25
-    (or five or more left-out anchors speak for the map all the same), and, with conditions, their ranks within them lie
-    below chance; ``"failed"`` if FOSCTTM is above 0.35 with 90 % probability; ``"ambiguous"`` otherwise.
+    ``"identified"`` if the interval of FOSCTTM lies below 0.35, anchors were left out to check it, no twin disagrees by
+    more than 0.25 (or five or more left-out anchors speak for the map all the same), and, with conditions, their ranks
+    within them lie below chance; ``"failed"`` if FOSCTTM is above 0.35 with 90 % probability; else ``"ambiguous"``.
     """
     high = evidence["foscttm_high"]
     reasons = [_found(evidence)]
@@ -160,8 +160,10 @@ def conclude(evidence: dict[str, float]) -> tuple[str, list[str]]:
         return "failed", [*reasons, f"Do not use this translation; try another method or more anchors.{chance}"]
     if high >= USABLE_FOSCTTM:
         return "ambiguous", [*reasons, "That does not tell a usable translation from a wrong one; more anchors would."]
-    if not evidence["n_anchors"]:
-        return "ambiguous", [*reasons, "Without any anchor, nothing tells a map from others that match as well."]
+    if not evidence["held_out_anchors"]:
+        alone = "Without any anchor, nothing tells a map from others that match as well."
+        few = "No anchor was left to check it, and a wrong pair would not show."
+        return "ambiguous", [*reasons, few if evidence["n_anchors"] else alone]
     if twins and evidence["held_out_anchors"] < FEW_ANCHORS:
         return "ambiguous", reasons
     inside = evidence.get("foscttm_high_within_condition")

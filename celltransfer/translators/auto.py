@@ -167,13 +167,12 @@ class Auto(Translator):
         for i, held in enumerate(parts):
             logger.info("Comparing methods: fold %d of %d, without %d of the anchors.", i + 1, len(parts), len(held))
             kept = replace(pair, anchors=np.delete(pair.anchors, held, axis=0))
-            limited = replace(
-                limits, max_seconds=clock.share(len(parts) - i), checkpoint_dir=None, resume=False, progress=False
-            )
-            fits = [
-                _fitted(each.method, each.options | each.quick, kept, seed + SEED_STEP * c + 1 + i, limited)
-                for c, each in enumerate(candidates)
-            ]
+            fits = []
+            for c, each in enumerate(candidates):
+                share = clock.share((len(parts) - i) * len(candidates) - c)
+                limited = replace(limits, max_seconds=share, checkpoint_dir=None, resume=False, progress=False)
+                own = seed + SEED_STEP * c + 1 + i
+                fits.append(_fitted(each.method, each.options | each.quick, kept, own, limited))
             if clock.left() == 0:
                 return []
             found.append((held, fits))

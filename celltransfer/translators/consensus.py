@@ -243,7 +243,8 @@ class Consensus(Translator):
         anchors, n = clouds.anchors, len(x)
         k = len(anchors.x)
         weights = np.concatenate([np.ones(n), np.full(k, anchors.share * n / max(k, 1))])
-        gamma = 1 / max(float(np.median(_squares(x[:300], x[:300]))), 1e-12)
+        some = x[rng.permutation(n)[:300]]
+        gamma = 1 / max(float(np.median(_squares(some, some))), 1e-12)
         model = KernelRidge(alpha=self.smoothness * n, kernel="rbf", gamma=gamma)
         return model.fit(np.concatenate([x, anchors.x]), np.concatenate([y, anchors.y]), sample_weight=weights)
 

@@ -258,7 +258,7 @@ def _components(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _some(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
     """At most `size` of n rows, in random order."""
     if n > 20 * size:  # a permutation of all rows would cost more than the batch
-        return np.unique(rng.integers(n, size=size))
+        return rng.permutation(np.unique(rng.integers(n, size=size)))
     return rng.permutation(n)[:size]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from celltransfer import translators
 from celltransfer.data.pair import ModalityPair
+from celltransfer.metrics import diagnostics
 from celltransfer.metrics.diagnostics import Readout, held_out_ranks, judge
 from celltransfer.metrics.scores import foscttm
 from celltransfer.metrics.space import centred
@@ -151,3 +152,12 @@ def test_the_origin_of_the_target_does_not_matter():
         for p in (pair, moved)
     ]
     assert estimates[0] == pytest.approx(estimates[1], abs=0.01)
+
+
+def test_a_condition_without_other_cells_says_nothing():
+    """Anchors may be all that there is of their condition; that is no perfect rank."""
+    similarity, near = np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([[0.5], [0.5]])
+    among = np.array([[True, True], [False, False]])
+    np.testing.assert_array_equal(diagnostics._share_nearer(similarity, near, among), [0.5, np.nan])
+    ranks = np.column_stack([np.full(4, 0.2), [0.1, np.nan, np.nan, np.nan], np.full(4, 0.2)])
+    assert "held_out_rank_within_condition" not in diagnostics._summary(ranks, 100)
