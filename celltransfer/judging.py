@@ -30,6 +30,8 @@ logger = logging.getLogger("celltransfer")
 CHEAP_SECONDS, MANY_FOLDS, FEW_FOLDS = 0.5, 20, 4
 # Refits of methods without steps may take so long together, as long as there are two of them.
 REFIT_SECONDS = 10.0
+# Cells a side without which there is no cloud to judge by.
+FEWEST_CELLS = 4
 # What the search for symmetries may take.
 SEARCH_SECONDS = 3.0
 
@@ -135,6 +137,8 @@ def _judge(
     broken = diagnostics.broken_off(translator)
     if broken is not None:
         return broken
+    if min(pair.n_source, pair.n_target) < FEWEST_CELLS:
+        return Verdict("ambiguous", [f"Fewer than {FEWEST_CELLS} cells a side cannot be judged."])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CelltransferWarning)
         try:

@@ -107,3 +107,11 @@ def test_a_translator_that_goes_by_its_parents_name_is_refused(cells):
 
     with pytest.raises(ConfigError, match="Mine.*'ridge'.*register"):
         ct.fit(cells, source="rna", target="atac", anchors=10, method=Mine())
+
+
+def test_a_handful_of_cells_is_fitted_and_not_judged():
+    whole = ct.datasets.simulate(n_obs=40, n_genes=30, n_peaks=40, seed=0)
+    few = MuData({name: whole[name][:3].copy() for name in ("rna", "atac")})
+    model = ct.fit(few, source="rna", target="atac", anchors=1, method="ridge")
+    assert model.verdict_.level == "ambiguous"
+    assert "cannot be judged" in model.verdict_.reasons[0]
