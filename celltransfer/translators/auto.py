@@ -17,7 +17,7 @@ from celltransfer.translators.base import Arrays, Translator, get, make, registe
 from celltransfer.translators.baselines import column_means, several_conditions
 from celltransfer.translators.consensus import FEW_ANCHORS
 from celltransfer.translators.coupling import Frame
-from celltransfer.translators.guard import partner_ranks
+from celltransfer.translators.guard import finished, partner_ranks, unsaved
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,11 +112,10 @@ class Auto(Translator):
         self.centre_ = column_means(pair.y).astype(np.float32)
         candidates = self._candidates(pair)
         comparing = pair.n_anchors >= FEWEST_ANCHORS and len(candidates) > 1
-        unsaved = replace(limits, checkpoint_dir=None, resume=False)
         self.members_ = []
         for i, each in enumerate(candidates):
             share = clock.share((len(candidates) - i) * (2 if comparing else 1))
-            limited = replace(unsaved, max_seconds=share)
+            limited = replace(limits, max_seconds=share, checkpoint_dir=None, resume=False)
             self.members_.append(_fitted(each.method, each.options, pair, seed + SEED_STEP * i, limited))
         self.weights_ = np.array([each.prior for each in candidates])
         self.left_out_, self.repeats_ = None, self._alone(pair)
@@ -170,7 +169,7 @@ class Auto(Translator):
             fits = []
             for c, each in enumerate(candidates):
                 share = clock.share((len(parts) - i) * len(candidates) - c)
-                limited = replace(limits, max_seconds=share, checkpoint_dir=None, resume=False, progress=False)
+                limited = replace(unsaved(limits), max_seconds=share)
                 own = seed + SEED_STEP * c + 1 + i
                 fits.append(_fitted(each.method, each.options | each.quick, kept, own, limited))
             if clock.left() == 0:
@@ -280,10 +279,7 @@ def _usable(method: type[Translator], pair: ModalityPair, conditions: bool) -> b
 
 
 def _fitted(method: str, options: dict[str, Any], pair: ModalityPair, seed: int, trainer: Trainer) -> Translator:
-    fitted = make(method, **options).fit_pair(pair, seed=seed, trainer=trainer)
-    if fitted.result_.status is Status.INTERRUPTED:
-        raise KeyboardInterrupt
-    return fitted
+    return finished(make(method, **options).fit_pair(pair, seed=seed, trainer=trainer))
 
 
 def _without_comparison(k: int, candidates: list[Candidate]) -> str:

@@ -236,6 +236,7 @@ class Consensus(Translator):
     ) -> KernelRidge:
         """Kernel regression of the mean partners that the plan gives translated cells, and of the anchors'."""
         from sklearn.kernel_ridge import KernelRidge
+        from sklearn.metrics.pairwise import euclidean_distances
 
         batches = clouds.draw(REGRESSED, rng)
         x = np.concatenate([batch.x for batch in batches])
@@ -244,11 +245,13 @@ class Consensus(Translator):
         k = len(anchors.x)
         weights = np.concatenate([np.ones(n), np.full(k, anchors.share * n / max(k, 1))])
         some = x[rng.permutation(n)[:300]]
-        gamma = 1 / max(float(np.median(_squares(some, some))), 1e-12)
+        gamma = 1 / max(float(np.median(euclidean_distances(some, squared=True))), 1e-12)
         model = KernelRidge(alpha=self.smoothness * n, kernel="rbf", gamma=gamma)
         return model.fit(np.concatenate([x, anchors.x]), np.concatenate([y, anchors.y]), sample_weight=weights)
 
     def _translate(self, x: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
+        from sklearn.metrics.pairwise import rbf_kernel
+
         state = self.arrays_
         placed = (x - state["mean_x"]) @ state["forward_x"]
         offset = np.zeros((len(x), state["group_y"].shape[1]))
@@ -259,7 +262,7 @@ class Consensus(Translator):
                 own = condition == code
                 placed[own] -= mean_x
                 offset[own] = mean_y
-        kernel = np.exp(-state["gamma"] * _squares(placed, state["cells"]))
+        kernel = rbf_kernel(placed, state["cells"], gamma=float(state["gamma"]))
         return np.asarray((kernel @ state["weights"] + offset) @ state["back_y"] + state["mean_y"])
 
     def _state(self) -> Arrays:
@@ -288,8 +291,9 @@ class Comparison:
         """Cost of the plan, minus the covariance under it, its distortion of geodesics; minus agreement with links."""
         totals = np.zeros(3)
         for batch, (shape_x, shape_y) in zip(self.batches, self.shapes, strict=True):
-            plan = batch.plan(batch.x @ matched, SETTLED[1]).astype(np.float64)
-            costs = coupling.cosine_cost(batch.x @ matched + batch.mean_y, batch.y + batch.mean_y)
+            translated = batch.x @ matched
+            plan = batch.plan(translated, SETTLED[1]).astype(np.float64)
+            costs = coupling.cosine_cost(translated + batch.mean_y, batch.y + batch.mean_y)
             cost = float((plan * costs).sum())
             covariance = float(np.linalg.norm(batch.x.T @ plan @ batch.y))
             distortion = float(
@@ -352,8 +356,3 @@ def _alike(batches: list[coupling.Batch], first: np.ndarray, second: np.ndarray)
     with np.errstate(invalid="ignore"):
         found = np.corrcoef((x @ first).ravel(), (x @ second).ravel())[0, 1]
     return float(np.nan_to_num(found, nan=1.0))  # constants agree
-
-
-def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared distances of rows, shape (n, m)."""
-    return np.asarray(np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0))

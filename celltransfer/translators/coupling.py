@@ -277,7 +277,7 @@ def _groups(pair: ModalityPair, frame_x: Frame, frame_y: Frame) -> list[Group]:
     found = []
     for code, share in zip(shared, shares, strict=True):
         x, y = np.flatnonzero(codes_x == code), np.flatnonzero(codes_y == code)
-        if len(shared) == 1 and pair.condition_x is None:
+        if pair.condition_x is None:
             means = np.zeros(len(frame_x.sd), np.float32), np.zeros(len(frame_y.sd), np.float32)
         else:
             means = frame_x.mean_of(pair.x, x), frame_y.mean_of(pair.y, y)

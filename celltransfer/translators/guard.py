@@ -55,6 +55,13 @@ def partner_ranks(prediction: np.ndarray, y: Matrix, partners: np.ndarray) -> np
     return (scores > own).mean(axis=1)
 
 
+def finished(fitted: Translator) -> Translator:
+    """The fit itself; raises where the user has interrupted it, as others were to build on it."""
+    if fitted.result_.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt
+    return fitted
+
+
 def unsaved(trainer: Trainer) -> Trainer:
     """The same without checkpoints and progress, for what is no part of the fit proper."""
     return replace(trainer, checkpoint_dir=None, resume=False, progress=False)
@@ -66,9 +73,7 @@ def _trial_ranks(
     """Ranks of the left-out anchors' partners after a fit without them; the worst, 1, where it diverged."""
     kept = replace(pair, anchors=np.delete(pair.anchors, left_out, axis=0))
     trial = type(translator)(**translator.get_config() | {"guard": False}).fit_pair(kept, seed=seed, trainer=trainer)
-    if trial.result_.status is Status.INTERRUPTED:
-        raise KeyboardInterrupt
-    if trial.result_.status is Status.DIVERGED:
+    if finished(trial).result_.status is Status.DIVERGED:
         return np.ones(len(left_out))
     x, y = pair.anchors[left_out].T
     return partner_ranks(trial.translate(pair.x[x]), pair.y, y)

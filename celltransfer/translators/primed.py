@@ -12,16 +12,17 @@ from celltransfer.data.batches import shared_conditions
 from celltransfer.data.pair import ModalityPair, dense
 from celltransfer.errors import ConfigError
 from celltransfer.train.loop import Trainer
-from celltransfer.train.outcome import FitResult, Status
 from celltransfer.train.stopping import Clock
 from celltransfer.translators import coupling
 from celltransfer.translators.base import Arrays, Translator, get, make, register
 from celltransfer.translators.coupling import Frame
-from celltransfer.translators.guard import unsaved
+from celltransfer.translators.guard import finished, unsaved
 from celltransfer.translators.holdout import condition_codes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from celltransfer.train.outcome import FitResult
 
 # Which part of the target components' scale is taken out, entropy of the plans, and cells a side that are coupled.
 POWER, EPSILON, BATCH = 0.5, 0.1, 1000
@@ -139,14 +140,14 @@ class Primed(Translator):
         clock, rng = Clock(trainer.max_seconds), np.random.default_rng([seed, 17])
         proposer = make(self.prior, **(self.prior_options or {}))
         limited = replace(unsaved(trainer), max_seconds=clock.share(1 + self.rounds))
-        _finished(proposer.fit_pair(pair, seed=seed, trainer=limited))
+        finished(proposer.fit_pair(pair, seed=seed, trainer=limited))
         for i in range(self.rounds):
             primed = propose(pair, proposer, self.n_pairs, rng, drawn=self._drawn())
             last = i == self.rounds - 1
             limited = replace(trainer if last else unsaved(trainer), max_seconds=clock.share(self.rounds - i))
             proposer = self._unfitted().fit_pair(primed, seed=seed, trainer=limited)
             if not last:
-                _finished(proposer)
+                finished(proposer)
         self.member_, result = proposer, proposer.result_
         # From here on codes are those of this translator's cells, for what is asked of the member alone.
         self.member_.condition_codes_ = self.condition_codes_
@@ -241,9 +242,3 @@ def _with_pairs(pair: ModalityPair, rows: np.ndarray, added: np.ndarray) -> Moda
         y = sp.vstack([y, sp.csr_matrix(added)], format="csr") if sp.issparse(y) else np.concatenate([y, added])
         codes = None if codes is None else np.concatenate([codes, np.asarray(pair.condition_x)[rows[:, 0]]])
     return replace(pair, y=y, anchors=anchors, condition_y=codes)
-
-
-def _finished(fitted: Translator) -> None:
-    """Raise where the user has interrupted a fit that others were to build on."""
-    if fitted.result_.status is Status.INTERRUPTED:
-        raise KeyboardInterrupt
