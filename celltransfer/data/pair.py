@@ -35,6 +35,11 @@ class ModalityPair:
         What feature links alone say of the map, shape (d, D), or ``None``: a source cell that lies u from the mean
         source cell belongs to a target cell that lies about ``u @ links`` from the mean target cell.
         See `celltransfer.data.links`.
+    shared
+        Whether source and target have the same features, on the same scale.
+    attribute_x, attribute_y
+        Codes of an attribute that is meant to change, shapes (n_source,) and (n_target,), -1 where it is not known; or
+        ``None``.
     """
 
     x: Matrix
@@ -46,6 +51,9 @@ class ModalityPair:
     x_names: tuple[str, ...] = ()
     y_names: tuple[str, ...] = ()
     links: Matrix | None = None
+    shared: bool = False
+    attribute_x: np.ndarray | None = None
+    attribute_y: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "x", _matrix(self.x, "source"))

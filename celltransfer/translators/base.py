@@ -48,6 +48,8 @@ class Translator(ABC):
         open.
     uses_links
         Whether `_fit` looks at what feature links say of the map; it does not get that otherwise.
+    uses_attribute
+        Whether it has an option `cost_attribute` that names an obs column, whose codes `_fit` gets.
     needs_condition
         Whether `_translate` needs the codes of the cells, once fitted with conditions.
     gives_distribution
@@ -59,6 +61,8 @@ class Translator(ABC):
         Whether source and target need the same number of features.
     invertible
         Whether the map has an exact inverse, `inverse`.
+    has_path
+        Whether the map moves cells along a path, `path`.
     n_features_in_, n_features_out_
         Source and target dimension, set by `fit`.
     condition_codes_
@@ -73,12 +77,14 @@ class Translator(ABC):
     min_conditions: ClassVar[int] = 0
     uses_conditions: ClassVar[bool] = False
     uses_links: ClassVar[bool] = False
+    uses_attribute: ClassVar[bool] = False
     needs_condition: ClassVar[bool] = False
     matches_distributions: ClassVar[bool] = False
     gives_distribution: ClassVar[bool] = False
     tests_alignment: ClassVar[bool] = False
     equal_widths: ClassVar[bool] = False
     invertible: ClassVar[bool] = False
+    has_path: ClassVar[bool] = False
 
     n_features_in_: int
     n_features_out_: int
@@ -174,11 +180,20 @@ class Translator(ABC):
         """
         if not self.invertible:
             raise ConfigError(
-                f"method={self.name!r} has no inverse. Fit in the other direction, or use a method that has one: "
-                '"lrmf".'
+                f"method={self.name!r} has no inverse here. Fit in the other direction, or use a method that has one: "
+                '"lrmf", or "dont" where source and target share their features.'
             )
         codes = self._codes_of(y, condition)
         return _in_blocks(self._inverse, y, codes, self.n_features_in_, batch_size)
+
+    def path(self, x: Matrix, times: Sequence[float]) -> np.ndarray:
+        """Points on the way from source cells to their translations, shape (times, cells, D); times from 0 to 1.
+
+        Only methods with `has_path` have one.
+        """
+        raise ConfigError(
+            f'method={self.name!r} maps cells at once and has no path; use a method that has one: "dont".'
+        )
 
     def _inverse(self, y: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
         """Inverse of `_translate` for one dense block."""
@@ -316,6 +331,7 @@ _BUILTIN: dict[str, str] = {
     "primed": "celltransfer.translators.primed",
     "ieot_energy": "celltransfer.translators.energy",
     "lrmf": "celltransfer.translators.lrmf",
+    "dont": "celltransfer.translators.dont",
 }
 _REGISTERED: dict[str, type[Translator]] = {}
 
