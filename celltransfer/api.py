@@ -17,6 +17,7 @@ from celltransfer.data.links import LinksLike, linked_map, read_links
 from celltransfer.data.pair import ModalityPair
 from celltransfer.errors import CelltransferWarning, ConditionError, ConfigError, ModalityError
 from celltransfer.model import TransferModel
+from celltransfer.pp.shared import fit_recipes
 from celltransfer.train.loop import Trainer
 from celltransfer.train.stopping import Clock
 from celltransfer.translators.base import Translator
@@ -43,7 +44,7 @@ def fit(
     prior_rounds: int = 1,
     conditions: str | Sequence[str] | None = None,
     links: LinksLike = None,
-    recipes: Mapping[str, str | Recipe] | None = None,
+    recipes: Mapping[str, str | Recipe] | str | Recipe | None = None,
     train: cells.CellSelection = None,
     seed: int = 0,
     device: str = "auto",
@@ -77,10 +78,12 @@ def fit(
         Which source feature stands behind which target feature (gene behind protein, gene near peak): a table with
         columns ``source``, ``target`` and, if wanted, ``weight``; a sparse matrix (source features x target
         features); or the column of the target's `var` that names the source feature. Linked features are expected to
-        rise and fall together, or, with a negative weight, against each other.
+        rise and fall together, or, with a negative weight, against each other. Links given more than once add up.
     recipes
         Preprocessing by modality: ``"rna"``, ``"atac"``, ``"protein"``, ``"methylation"``, ``"none"`` or a
-        `celltransfer.pp.Recipe`. What is not named is found from the modality's name and values, and logged.
+        `celltransfer.pp.Recipe`. What is not named is found from the modality's name and values, and logged. A
+        single recipe or name instead of a mapping is for two modalities with the same features, such as one modality
+        under two conditions (`celltransfer.pp.conditions`): it is fitted once, on the cells of both.
     train
         Training cells: a boolean obs column (or one that says "train"), a mask over ``mdata.obs``, or barcodes.
         Everything, recipes included, is fitted on them alone. ``None``: all cells.
@@ -95,7 +98,7 @@ def fit(
     verdict
         Whether to judge the fit, refitting without some of the anchors: up to 20 times where a fit takes less than
         half a second, else 2 to 4 times, with a quarter of the training steps each; with fewer than 3 anchors, twice on
-        half of the cells.
+        half of the cells. ``"auto"`` has made such fits already, which are used instead.
     **options
         Options of the method.
 
@@ -145,9 +148,7 @@ def fit(
     keys = (conditions,) if isinstance(conditions, str) else tuple(conditions or ())
     _check_recipe_names(recipes, list(mdata.mod))
     training = {name: cells.take(adata, masks[name]) for name, adata in sides.items()}
-    fitted = {
-        name: pp.resolve((recipes or {}).get(name, "auto"), name, adata).fit(adata) for name, adata in training.items()
-    }
+    fitted = fit_recipes(recipes, training)
     if translator.equal_widths:
         _equal_widths(fitted, training)
     features = {name: recipe.transform(training[name]) for name, recipe in fitted.items()}
@@ -162,7 +163,9 @@ def fit(
         codes[1],
         conditions=levels,
         links=_links(links, translator, (source, target), training, fitted),
+        shared=fitted[source] is fitted[target],
     )
+    pair = _with_attribute(pair, translator, mdata, (source, target), masks)
     translator.fit_pair(pair, seed=seed, trainer=replace(trainer, max_seconds=clock.share(2 if verdict else 1)))
     model = TransferModel(source, target, fitted, translator, conditions=keys, levels=levels, anchors=pairs.to_frame())
     model.links = pair.links
@@ -178,8 +181,8 @@ def _check_arguments(seed: Any, conditions: Any, recipes: Any) -> None:
     keys = [conditions] if isinstance(conditions, str) else conditions
     if keys is not None and not (isinstance(keys, Sequence) and all(isinstance(key, str) for key in keys)):
         raise ConditionError(f"conditions={conditions!r}; expected the name of an obs column, or a list of names.")
-    if recipes is not None and not isinstance(recipes, Mapping):
-        raise ConfigError(f'recipes={recipes!r}; expected a mapping such as {{"rna": "rna"}}.')
+    if recipes is not None and not isinstance(recipes, Mapping | str | pp.Recipe):
+        raise ConfigError(f'recipes={recipes!r}; expected a mapping such as {{"rna": "rna"}}, or one recipe for both.')
 
 
 def _trainer(trainer: Trainer | None, device: str) -> Trainer:
@@ -232,8 +235,8 @@ def _train_mask(mdata: MuData, name: str, train: cells.CellSelection) -> np.ndar
     return mask
 
 
-def _check_recipe_names(recipes: Mapping[str, Any] | None, names: list[str]) -> None:
-    for name in recipes or {}:
+def _check_recipe_names(recipes: Any, names: list[str]) -> None:
+    for name in recipes if isinstance(recipes, Mapping) else ():
         if name not in names:
             raise ModalityError(
                 f"recipes= names modality {name!r}, which the MuData does not have: {', '.join(names)}."
@@ -271,6 +274,21 @@ def _conditions(
         )
     levels = tuple(sorted(str(label) for label in seen[source] | seen[target]))
     return levels, tuple(cells.encode_conditions(labels[name], levels, name) for name in (source, target))  # type: ignore[return-value]
+
+
+def _with_attribute(
+    pair: ModalityPair,
+    translator: Translator,
+    mdata: MuData,
+    names: tuple[str, str],
+    masks: dict[str, np.ndarray],
+) -> ModalityPair:
+    """The pair with the codes of the attribute that an option of the translator names, if it has one."""
+    key = getattr(translator, "cost_attribute", None) if translator.uses_attribute else None
+    if key is None:
+        return pair
+    codes = cells.attribute_codes(mdata, names, key, masks)
+    return replace(pair, attribute_x=codes[0], attribute_y=codes[1])
 
 
 def _links(

@@ -23,6 +23,8 @@ logger = logging.getLogger("celltransfer")
 # How links may be given: a column of var, a table of names, or a matrix (source features, target features).
 LinksLike = str | pd.DataFrame | sp.csr_matrix | sp.csr_array | None
 _EXAMPLES = 3
+# Share of the links below which so few join that names are more likely wrong than features left out.
+FEW_JOIN = 0.05
 
 
 def read_links(links: LinksLike, source: AnnData, target: AnnData) -> pd.DataFrame:
@@ -33,7 +35,7 @@ def read_links(links: LinksLike, source: AnnData, target: AnnData) -> pd.DataFra
     links
         Column of the target's `var` that names the source feature behind every target feature (or of the source's that
         names the target feature); a table with columns ``source``, ``target`` and, if wanted, ``weight``; or a sparse
-        matrix of weights, shape (source features, target features).
+        matrix of weights, shape (source features, target features). Links given more than once add up.
     source, target
         The modalities.
 
@@ -114,7 +116,8 @@ def _matrix(table: pd.DataFrame, recipes: tuple[Recipe, Recipe], names: tuple[st
             for at, name, side, index in zip((rows, columns), names, sides, kept, strict=True)
         ]
         raise FeatureError(f"None of {len(table)} links joins {names[0]!r} and {names[1]!r}: {', '.join(found)}.")
-    logger.info(
+    logger.log(
+        logging.WARNING if known.mean() < FEW_JOIN else logging.INFO,
         "%d of %d links join features that both recipes keep; they reach %d of the %d features of %r.",
         known.sum(), len(table), len(np.unique(columns[known])), len(kept[1]), names[1],
     )  # fmt: skip

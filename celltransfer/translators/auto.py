@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from celltransfer.data.pair import dense
 from celltransfer.errors import ConfigError
 from celltransfer.train.loop import Trainer
 from celltransfer.train.outcome import FitResult, Status
@@ -34,6 +35,8 @@ SEED_STEP = 1000
 FEWEST_ANCHORS, FOLDS = 3, 5
 # How much left-out anchors must say before the weights leave what is known without them, in anchors.
 PRIOR_ANCHORS = 2.0
+# Cells whose translations are looked at for numbers that are not finite.
+LOOKED_AT = 100
 # Which part of the target components' scale is taken out before errors are added.
 POWER = 0.5
 
@@ -49,17 +52,15 @@ class Candidate:
     quick: dict[str, Any] = field(default_factory=dict)
 
 
+# Anchors with which the matching that leans on them weighs as much as those that lean on the shapes, to begin with.
+TRUSTED_ANCHORS = 100.0
 # Matchings on components of their own scale, on those of more equal ones, and between; the pairs or conditions alone.
 _FINE = {"powers": (0.5, 0.5), "penalty": 0.1, "smoothness": 0.002}
 _SHARP = _FINE | {"entropy": 0.05, "n_regressions": 5}
 _QUICK = {"n_starts": 4}
 # What a condition alone says is sure, and most of it: a little of the matchings beside it can help and hardly hurts.
 _OTHERS = [Candidate("ridge", "ridge", {}, 0.0), Candidate("condition mean", "condition_mean", {}, 7.0)]
-TRIED = [
-    Candidate("consensus", "consensus", {}, 0.5, _QUICK),
-    Candidate("fine consensus", "consensus", _SHARP, 0.5, _QUICK),
-    *_OTHERS,
-]
+_ANCHORED = {"weight_anchors": 0.5, "penalty": 3.0, "n_starts": 0}
 # With few anchors a matching may end in a wrong optimum, so several are averaged.
 TRIED_FEW = [
     Candidate("consensus", "consensus", {}, 0.25, _QUICK),
@@ -90,7 +91,8 @@ class Auto(Translator):
     Parameters
     ----------
     methods
-        Names of the candidates, the first one preferred; ``None``: consensus, ridge and, with conditions, their means.
+        Names of the candidates, of equal weight to begin with; ``None``: matchings that lean on the shapes and one that
+        leans on the anchors (`Consensus`), ridge and, with conditions, their means.
     """
 
     name = "auto"
@@ -117,20 +119,19 @@ class Auto(Translator):
             share = clock.share((len(candidates) - i) * (2 if comparing else 1))
             limited = replace(limits, max_seconds=share, checkpoint_dir=None, resume=False)
             self.members_.append(_fitted(each.method, each.options, pair, seed + SEED_STEP * i, limited))
+        candidates, status, notes = self._sound(pair, candidates)
         self.weights_ = np.array([each.prior for each in candidates])
         self.left_out_, self.repeats_ = None, self._alone(pair)
-        notes = [_without_comparison(pair.n_anchors, candidates)]
-        took, result = clock.elapsed(), self.members_[0].result_
-        status = result.status
-        if comparing and clock.left() > took:
+        if comparing and clock.left() > clock.elapsed():
             try:
                 folds = self._folds(pair, candidates, seed, limits, clock)
             except KeyboardInterrupt:  # what was fitted on all anchors is complete
                 status, folds = Status.INTERRUPTED, []
             if folds:
-                notes = self._weigh(pair, candidates, folds, seed)
+                notes[0] = self._weigh(pair, candidates, folds, seed)
         if clock.left() == 0 and status is not Status.INTERRUPTED:
             status = Status.MAX_TIME
+        result = self.members_[0].result_
         return FitResult(
             status,
             n_steps=result.n_steps,
@@ -140,12 +141,30 @@ class Auto(Translator):
             notes=[*notes, f"That took {clock.elapsed():.0f} s of a budget of {clock.elapsed() + clock.left():.0f} s."],
         )
 
+    def _sound(self, pair: ModalityPair, candidates: list[Candidate]) -> tuple[list[Candidate], Status, list[str]]:
+        """Candidates and members less those that diverged; how the first one ended, and what to say."""
+        codes = None if pair.condition_x is None else np.asarray(pair.condition_x)[:LOOKED_AT]
+        cells = dense(pair.x[:LOOKED_AT])
+        sound = [
+            member.result_.status is not Status.DIVERGED and bool(np.isfinite(member.translate(cells, codes)).all())
+            for member in self.members_
+        ]
+        if not any(sound):
+            return candidates, Status.DIVERGED, ["All candidates diverged."]
+        lost = [each.label for each, kept in zip(candidates, sound, strict=True) if not kept]
+        self.members_ = [member for member, kept in zip(self.members_, sound, strict=True) if kept]
+        candidates = _shared_out([each for each, kept in zip(candidates, sound, strict=True) if kept])
+        notes = [_without_comparison(pair.n_anchors, candidates)]
+        if lost:
+            notes.append(f"{' and '.join(lost).capitalize()} diverged and is left out.")
+        return candidates, self.members_[0].result_.status, notes
+
     def _candidates(self, pair: ModalityPair) -> list[Candidate]:
         """What is compared, the preferred ones first."""
         conditions = bool(several_conditions(pair))
         if isinstance(self.methods, str):
             raise ConfigError(f"methods={self.methods!r}; expected a list of names.")
-        tried = TRIED if pair.n_anchors >= FEW_ANCHORS else TRIED_FEW
+        tried = _tried(pair.n_anchors)
         if self.methods is not None:
             tried = [Candidate(name, name, {}, 1.0) for name in self.methods]
         if not tried or self.name in [each.method for each in tried]:
@@ -153,8 +172,7 @@ class Auto(Translator):
         usable = [each for each in tried if _usable(get(each.method), pair, conditions)]
         if not usable:
             raise ConfigError(f"None of methods={self.methods!r} can be fitted with {pair.n_anchors} anchors.")
-        total = sum(each.prior for each in usable)
-        return [replace(each, prior=each.prior / total) for each in usable]
+        return _shared_out(usable)
 
     def _folds(
         self, pair: ModalityPair, candidates: list[Candidate], seed: int, limits: Trainer, clock: Clock
@@ -183,7 +201,7 @@ class Auto(Translator):
         candidates: list[Candidate],
         folds: list[tuple[np.ndarray, list[Translator]]],
         seed: int,
-    ) -> list[str]:
+    ) -> str:
         """Choose the weights; and what to say about it."""
         frame = Frame.of(pair.y, POWER, np.random.default_rng([seed, 12]))
         codes = None if pair.condition_x is None else np.asarray(pair.condition_x)[pair.anchors[:, 0]]
@@ -195,7 +213,8 @@ class Auto(Translator):
             for c, fitted in enumerate(fits):
                 features = fitted.translate(pair.anchor_x[held], own)
                 placed[c, held] = frame.place(features)
-                ranks[c, held] = partner_ranks(features, pair.y, pair.anchors[held, 1])
+                finite = np.isfinite(features).all()
+                ranks[c, held] = partner_ranks(features, pair.y, pair.anchors[held, 1]) if finite else 1.0
         prior = np.array([each.prior for each in candidates])
         self.weights_ = stack(placed, truth, prior)
         self.left_out_ = []
@@ -203,7 +222,7 @@ class Auto(Translator):
             others = np.delete(np.arange(len(truth)), held)
             weights = stack(placed[:, others], truth[others], prior)
             self.left_out_.append((self._assembled(pair, fits, weights), held))
-        return [_comparison(candidates, ranks, self.weights_)]
+        return _comparison(candidates, ranks, self.weights_)
 
     def _alone(self, pair: ModalityPair) -> Sequence[Translator] | None:
         """The same with one matching of several, for each of them: fits that differ in nothing but their luck."""
@@ -257,6 +276,8 @@ class Auto(Translator):
 def stack(predictions: np.ndarray, truth: np.ndarray, prior: np.ndarray) -> np.ndarray:
     """Non-negative weights of predictions, shape (c,): least squares, drawn towards `prior` by a few anchors' worth.
 
+    Predictions that are not all finite get none.
+
     Parameters
     ----------
     predictions
@@ -268,10 +289,38 @@ def stack(predictions: np.ndarray, truth: np.ndarray, prior: np.ndarray) -> np.n
     """
     from scipy.optimize import nnls
 
+    finite = np.isfinite(predictions).all(axis=(1, 2))
+    if not finite.all():
+        weights = np.zeros(len(prior))
+        if finite.any():
+            kept = prior[finite]
+            weights[finite] = stack(predictions[finite], truth, kept * prior.sum() / max(kept.sum(), 1e-12))
+        return weights
     size = np.sqrt(np.mean(np.sum(np.square(truth, dtype=np.float64), axis=1)) + 1e-300)
     pull = np.sqrt(PRIOR_ANCHORS)
     columns = np.concatenate([predictions.reshape(len(predictions), -1) / size, pull * np.eye(len(prior))], axis=1)
     return np.asarray(nnls(columns.T, np.concatenate([truth.ravel() / size, pull * prior]))[0])
+
+
+def _shared_out(candidates: list[Candidate]) -> list[Candidate]:
+    """The same with weights of sum 1; equal ones, where those that had one are gone."""
+    total = sum(each.prior for each in candidates)
+    if total == 0:
+        return [replace(each, prior=1 / len(candidates)) for each in candidates]
+    return [replace(each, prior=each.prior / total) for each in candidates]
+
+
+def _tried(k: int) -> list[Candidate]:
+    """What is compared by default with k anchors."""
+    if k < FEW_ANCHORS:
+        return TRIED_FEW
+    leaning = k / (k + TRUSTED_ANCHORS)
+    return [
+        Candidate("consensus", "consensus", {}, (1 - leaning) / 2, _QUICK),
+        Candidate("fine consensus", "consensus", _SHARP, (1 - leaning) / 2, _QUICK),
+        Candidate("anchored consensus", "consensus", _ANCHORED, leaning),
+        *_OTHERS,
+    ]
 
 
 def _usable(method: type[Translator], pair: ModalityPair, conditions: bool) -> bool:

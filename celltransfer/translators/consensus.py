@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from celltransfer.data.pair import dense
 from celltransfer.errors import ConditionError, ConfigError
 from celltransfer.regressors import linear_map, ridge
 from celltransfer.train.outcome import FitResult, Status
@@ -18,6 +19,7 @@ from celltransfer.translators.baselines import column_means
 from celltransfer.translators.coupling import Clouds
 from celltransfer.translators.gromov import FusedGromov, geodesics
 from celltransfer.translators.guard import partner_ranks
+from celltransfer.translators.holdout import condition_codes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -181,18 +183,22 @@ class Consensus(Translator):
     ) -> tuple[list[Candidate], bool]:
         """Matched maps from all starts, or from those that time allows (at least one); and whether it allowed all."""
         found: list[Candidate] = []
+        all_starts = True
         for start in self._starts(pair, clouds, rng, clock):
+            if start is None:
+                all_starts = False
+                continue
             # The refinement and the regression take about as long as eight starts.
             if found and clock.left() < clock.elapsed() * 8 / len(found):
                 return found, False
             matched = self._match(clouds, start, rng, TRIAL, TRIAL_ROUNDS, ANNEALING)
             found.append(Candidate(matched, comparison.badness(matched)))
-        return found, True
+        return found, all_starts
 
     def _starts(
         self, pair: ModalityPair, clouds: Clouds, rng: np.random.Generator, clock: Clock
-    ) -> Iterator[np.ndarray]:
-        """What the anchors say, what the shapes say, and random maps that agree with the anchors."""
+    ) -> Iterator[np.ndarray | None]:
+        """What the anchors say, what the shapes say (``None`` for lack of time), random maps that fit the anchors."""
         k = pair.n_anchors
         if clouds.links is not None:
             yield clouds.links
@@ -203,8 +209,9 @@ class Consensus(Translator):
             yield said
         # Its regression between thousands of raw features would take minutes.
         narrow = max(pair.x.shape[1], pair.y.shape[1]) < coupling.WIDE
-        if len(clouds.groups) == 1 and narrow and clock.left() > GROMOV_SECONDS:
-            yield _gromov_map(pair, clouds, int(rng.integers(2**31)))
+        if len(clouds.groups) == 1 and narrow:
+            in_time = clock.left() > GROMOV_SECONDS
+            yield _gromov_map(pair, clouds, int(rng.integers(2**31))) if in_time else None
         n_starts = self.n_starts if self.n_starts is not None else (24 if k < FEW_ANCHORS else 8)
         for i in range(n_starts):
             noise = rng.normal(size=said.shape) * clouds.frame_x.sd[:, None] * clouds.frame_y.sd
@@ -327,8 +334,15 @@ def _support(pair: ModalityPair) -> float:
     """By how many standard errors links alone place the anchors nearer to their partners than chance would."""
     if pair.links is None or not pair.n_anchors:
         return 0.0
-    placed = (pair.anchor_x - column_means(pair.x)) @ pair.links + column_means(pair.y)
-    ranks = partner_ranks(placed, pair.y, pair.anchors[:, 1])
+    codes_x, codes_y = condition_codes(pair)
+    found = []
+    for code in np.unique(codes_x[pair.anchors[:, 0]]):  # links need not tell conditions apart, which are known
+        own = pair.anchors[codes_x[pair.anchors[:, 0]] == code]
+        x, y = (pair.x[codes_x == code], np.flatnonzero(codes_y == code))
+        cells = pair.y[y]
+        placed = (dense(pair.x[own[:, 0]]) - column_means(x)) @ pair.links + column_means(cells)
+        found.append(partner_ranks(placed, cells, np.searchsorted(y, own[:, 1])))
+    ranks = np.concatenate(found)
     return float((0.5 - ranks.mean()) * np.sqrt(12 * len(ranks)))
 
 

@@ -215,6 +215,8 @@ def geodesics(cells: np.ndarray, n_neighbors: int) -> np.ndarray:
 
     The edges of the minimum spanning tree belong to the graph, so that it is connected.
     """
+    if len(cells) < 2:
+        return np.zeros((len(cells), len(cells)))
     tree = minimum_spanning_tree(squareform(pdist(cells)) + 1e-12)
     graph = kneighbors_graph(cells, min(n_neighbors, len(cells) - 1), mode="connectivity") + tree
     lengths = shortest_path(graph, method="D", directed=False, unweighted=True)

@@ -45,14 +45,18 @@ def gains(translator: Translator, pair: ModalityPair, seed: int, trainer: Traine
 
 
 def partner_ranks(prediction: np.ndarray, y: Matrix, partners: np.ndarray) -> np.ndarray:
-    """Share of target cells whose direction from the mean is nearer to each prediction than its partner's, (k,)."""
+    """Share of other target cells whose direction from the mean is nearer to each prediction than its partner's, (k,).
+
+    Ties count half, so that a prediction that says nothing is at 0.5.
+    """
     rows = np.unique(np.concatenate([partners, np.linspace(0, y.shape[0] - 1, RANK_CELLS).astype(int)]))
     mean = column_means(y)
     cells, prediction = dense(y[rows]) - mean, prediction - mean
     cells = cells / (np.linalg.norm(cells, axis=1, keepdims=True) + 1e-12)
     scores = prediction @ cells.T
     own = np.take_along_axis(scores, np.searchsorted(rows, partners)[:, None], axis=1)
-    return (scores > own).mean(axis=1)
+    nearer, as_near = (scores > own).sum(axis=1), (scores == own).sum(axis=1) - 1
+    return np.asarray((nearer + as_near / 2) / max(len(rows) - 1, 1))
 
 
 def finished(fitted: Translator) -> Translator:

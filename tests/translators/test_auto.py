@@ -8,7 +8,7 @@ from celltransfer.errors import ConfigError
 from celltransfer.metrics.scores import foscttm
 from celltransfer.train import Status, Trainer
 from celltransfer.translators import make
-from celltransfer.translators.auto import FOLDS, PRIOR_ANCHORS, stack
+from celltransfer.translators.auto import FOLDS, PRIOR_ANCHORS, _tried, stack
 from celltransfer.translators.baselines import Ridge
 
 QUICK = ["ridge", "pls"]
@@ -73,6 +73,39 @@ def test_weights_are_not_negative():
     assert weights[0] > 0.5
 
 
+def test_predictions_that_are_not_finite_get_no_weight():
+    made, truth = predictions(20)
+    broken = np.array([made[0], np.full_like(truth, np.nan), made[1]])
+    weights = stack(broken, truth, np.array([0.25, 0.5, 0.25]))
+    assert weights[1] == 0
+    np.testing.assert_allclose(weights[[0, 2]], stack(made, truth, np.array([0.5, 0.5])))
+    assert not stack(broken[1:2], truth, np.ones(1)).any()
+
+
+def test_a_candidate_that_diverged_is_left_out_and_named(monkeypatch):
+    fit = Ridge._fit
+
+    def diverged(self, pair, **kwargs):
+        result = fit(self, pair, **kwargs)
+        self.arrays_ = {name: np.full_like(array, np.nan) for name, array in self.arrays_.items()}
+        return result
+
+    x, y, anchors = cells(7)
+    monkeypatch.setattr(Ridge, "_fit", diverged)
+    f = make("auto", methods=QUICK).fit(x, y, anchors)
+    assert [member.name for member in f.members_] == ["pls"]
+    assert any("Ridge diverged" in note for note in f.result_.notes)
+    assert np.isfinite(f.translate(x)).all()
+    assert make("auto", methods=["ridge"]).fit(x, y, anchors).result_.status is Status.DIVERGED
+
+
+def test_the_more_anchors_the_more_the_matching_that_leans_on_them_weighs_to_begin_with():
+    weights = [next(each.prior for each in _tried(k) if "anchored" in each.label) for k in (6, 50, 200)]
+    assert weights == sorted(weights)
+    for k in (1, 6, 200):
+        assert sum(each.prior for each in _tried(k) if each.method == "consensus") == pytest.approx(1)
+
+
 def test_every_anchor_is_left_out_once_by_fits_that_did_not_see_it(monkeypatch):
     x, y, anchors = cells(12)
     seen, fit = [], Ridge._fit
@@ -105,7 +138,8 @@ def test_notes_say_what_was_tried_and_how_it_did(fitted):
     f, _ = fitted
     note = f.result_.notes[0]
     assert "7 left-out anchors" in note
-    for label, weight in zip(("consensus", "fine consensus", "ridge"), f.weights_, strict=True):
+    labels = ("consensus", "fine consensus", "anchored consensus", "ridge")
+    for label, weight in zip(labels, f.weights_, strict=True):
         assert f"{label} " in note
         assert f"weight {weight:.2f}" in note
     assert "of a budget of 180 s" in f.result_.notes[-1]

@@ -103,6 +103,32 @@ def test_time_limits_leave_a_usable_map():
     assert np.isfinite(f.translate(x)).all()
 
 
+def test_a_start_left_out_for_lack_of_time_is_said(monkeypatch):
+    x, y, anchors, _ = planted(8, n=80)
+    whole = make("consensus", n_starts=1).fit(x, y, anchors).result_
+    monkeypatch.setattr(consensus, "GROMOV_SECONDS", np.inf)
+    short = make("consensus", n_starts=1).fit(x, y, anchors).result_
+    assert whole.status is not Status.MAX_TIME
+    assert short.status is Status.MAX_TIME
+    assert len(short.history["cost"]) == len(whole.history["cost"]) - 1
+
+
+def test_the_head_start_of_links_is_measured_within_conditions():
+    rng = np.random.default_rng(0)
+    code = np.arange(200) % 2
+    x, y = rng.normal(size=(2, 200, 3))
+    far = 50 * code[:, None] * np.array([1.0, 0, 0])
+    anchors = np.column_stack([np.arange(40)] * 2)
+    links = np.zeros((3, 3))
+    links[0, 0] = 1  # says which condition a cell is of, and nothing else
+    without = ModalityPair(x + far, y + far, anchors, links=links)
+    within = ModalityPair(
+        x + far, y + far, anchors, condition_x=code, condition_y=code, conditions=("a", "b"), links=links
+    )
+    assert consensus._support(without) > 4
+    assert abs(consensus._support(within)) < 3
+
+
 def test_one_result_per_start():
     x, y, anchors, _ = planted(3, n=200)
     result = make("consensus", n_starts=2).fit(x, y, anchors).result_

@@ -78,6 +78,10 @@ def test_geodesics_are_a_metric_even_across_components():
     assert lengths[0, 9] > lengths[0, 4]
 
 
+def test_a_single_cell_is_at_no_distance_from_itself():
+    np.testing.assert_array_equal(geodesics(np.ones((1, 3)), 15), [[0.0]])
+
+
 def test_anchor_cost_is_the_mean_squared_difference():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(4, 3)), rng.normal(size=(5, 3))
