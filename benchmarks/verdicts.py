@@ -85,12 +85,9 @@ def collect(arguments: argparse.Namespace) -> None:
 def one(task: protocol.Task, method: str, seed: int) -> dict | None:
     """Evidence and truth of one fit; with shuffled anchors where the method's name says so."""
     name, _, wrong = method.partition(" ")
-    if ct.translators.get(name).min_anchors > len(task.anchors) or (wrong and len(task.anchors) < 2):
+    if ct.translators.get(name).min_anchors > len(task.anchors) or (wrong and task.anchors.empty):
         return None
-    anchors = task.anchors
-    if wrong:
-        order = np.roll(np.random.default_rng(seed).permutation(len(anchors)), 1)
-        anchors = anchors.assign(target_id=anchors["target_id"].to_numpy()[np.roll(order, 1)][np.argsort(order)])
+    anchors = _mispaired(task, seed) if wrong else task.anchors
     start = time.perf_counter()
     model = ct.fit(
         task.mdata,
@@ -118,6 +115,16 @@ def one(task: protocol.Task, method: str, seed: int) -> dict | None:
         )
     times = {"fit_seconds": model.result_.seconds, "seconds": seconds, "level": model.verdict_.level}
     return truth | times | {f"e:{key}": value for key, value in model.verdict_.evidence.items()}
+
+
+def _mispaired(task: protocol.Task, seed: int) -> pd.DataFrame:
+    """The anchors with partners changed in a circle; a single one with any other target cell."""
+    rng, partners = np.random.default_rng(seed), task.anchors["target_id"].to_numpy()
+    order = np.roll(rng.permutation(len(partners)), 1)
+    others = partners[np.roll(order, 1)][np.argsort(order)]
+    if len(partners) == 1:
+        others = rng.choice(task.mdata[task.target].obs_names.drop(partners), 1)
+    return task.anchors.assign(target_id=others)
 
 
 COLUMNS = [*KEY, *["n", "foscttm", "knn_accuracy@10", "knn_accuracy@50", "knn_share@10", "knn_share@50"]]
