@@ -32,6 +32,8 @@ CHEAP_SECONDS, MANY_FOLDS, FEW_FOLDS = 0.5, 20, 4
 REFIT_SECONDS = 10.0
 # Cells a side without which there is no cloud to judge by.
 FEWEST_CELLS = 4
+# Cells that are translated forth and back.
+TRIED = 500
 # What the search for symmetries may take.
 SEARCH_SECONDS = 3.0
 
@@ -70,6 +72,8 @@ def settle(
         translator.result_.verdict = _judge(model, pair, cells, trainer, clock, seed, refits) if judged else _unjudged()
         if judged and translator.tests_alignment:
             _add_alignment(translator, pair, clock, seed)
+        if judged and translator.invertible:
+            translator.result_.verdict.evidence["round_trip"] = _round_trip(translator, pair)
     except KeyboardInterrupt:  # the fit itself is complete
         translator.result_.verdict = Verdict("ambiguous", ["Interrupted while the fit was judged, so it is not."])
     translator.result_.verdict.reasons += open_question
@@ -193,6 +197,15 @@ def _add_alignment(translator: Translator, pair: ModalityPair, clock: Clock, see
     if verdict.level == "ambiguous" and found.level == "aligned":
         reason += " That alone does not tell the right map from others that match as well."
     verdict.reasons.append(reason)
+
+
+def _round_trip(translator: Translator, pair: ModalityPair) -> float:
+    """Root mean square error of cells translated forth and back, in units of their features' spread."""
+    rows = slice(0, TRIED)
+    x = dense(pair.x[rows])
+    codes = None if pair.condition_x is None else np.asarray(pair.condition_x)[rows]
+    back = translator.inverse(translator.translate(x, codes), codes)
+    return float(np.sqrt(np.square(back - x).mean() / max(float(x.var(axis=0).mean()), 1e-12)))
 
 
 def _calibrate(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from celltransfer import interpolation
 from celltransfer.confidence import Confidence
 from celltransfer.data import cells, writeback
 from celltransfer.data.pair import Matrix, ModalityPair, dense
@@ -369,6 +370,8 @@ class TransferModel:
             raise ConfigError(
                 "reject= needs the confidence in single cells, which only a judged fit knows (verdict=True)."
             )
+
+    interpolate = interpolation.interpolate
 
     def latent(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -184,7 +184,7 @@ def condition_labels(mdata: MuData, modality: str, keys: Sequence[str]) -> np.nd
                 f"Condition {key!r} is missing for {len(missing)} cells of {modality!r}, the first {missing[0]!r}. "
                 "A condition has to be known for every cell."
             )
-        labels = column.map(_label).astype(str)
+        labels = column.map(condition_label).astype(str)
         parts.append((labels.str.replace("|", r"\|", regex=False) if len(keys) > 1 else labels).to_numpy(dtype=str))
     joined = parts[0]
     for part in parts[1:]:
@@ -192,9 +192,16 @@ def condition_labels(mdata: MuData, modality: str, keys: Sequence[str]) -> np.nd
     return joined
 
 
-def _label(value: Hashable) -> str:
-    """3 and 3.0 are one condition: pulling columns through ``mdata.obs`` turns whole numbers into floats."""
+def condition_label(value: Hashable) -> str:
+    """A value of a condition as text; 3 and 3.0 are one, as pulling columns through ``mdata.obs`` makes floats."""
     return str(int(value)) if isinstance(value, float | np.floating) and float(value).is_integer() else str(value)
+
+
+def attribute_codes(mdata: MuData, names: Sequence[str], key: str, masks: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Codes of column `key` for the selected cells of two modalities, in one coding; -1 where it is missing."""
+    columns = [obs_column(mdata, name, key)[masks[name]].astype(object) for name in names]
+    codes, _ = pd.factorize(pd.concat(columns).map(condition_label, na_action="ignore"))
+    return np.split(codes, [len(columns[0])])
 
 
 def encode_conditions(labels: np.ndarray, conditions: Sequence[str], modality: str) -> np.ndarray:

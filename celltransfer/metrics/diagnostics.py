@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -332,16 +332,16 @@ def _halves(seen: _View, refit: Refit, rng: np.random.Generator) -> list[np.ndar
     for number in range(N_HALVES):
         rows = [halves[number] for halves in sides]
         anchors = np.column_stack([np.searchsorted(rows[side], pair.anchors[:, side]) for side in (0, 1)])
-        codes = [
-            None if side is None else side[own]
-            for side, own in zip((pair.condition_x, pair.condition_y), rows, strict=True)
-        ]
-        half = replace(
-            pair, x=pair.x[rows[0]], y=pair.y[rows[1]], anchors=anchors, condition_x=codes[0], condition_y=codes[1]
-        )
-        fitted = refit(half, number)
+        fitted = refit(replace(pair, anchors=anchors, **_of_rows(pair, rows)), number)
         found.append(centred(seen.readout.place(_translated(fitted, pair, seen.refit_rows))))
     return found
+
+
+def _of_rows(pair: ModalityPair, rows: list[np.ndarray]) -> dict[str, Any]:
+    """What `pair` knows of some of its cells, by field."""
+    fields = (("x", "condition_x", "attribute_x"), ("y", "condition_y", "attribute_y"))
+    known = ((name, getattr(pair, name), own) for names, own in zip(fields, rows, strict=True) for name in names)
+    return {name: None if values is None else values[own] for name, values, own in known}
 
 
 def _split(n: int, anchors: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:

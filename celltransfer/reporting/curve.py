@@ -16,6 +16,7 @@ from celltransfer.data.pair import ModalityPair
 from celltransfer.errors import CelltransferError, CelltransferWarning, ConfigError
 from celltransfer.metrics import controls, scores
 from celltransfer.metrics.space import centred
+from celltransfer.pp.shared import is_shared
 from celltransfer.reporting.scored import CONDITION
 from celltransfer.reporting.words import CONTROLS, TRANSLATION
 from celltransfer.train.loop import Trainer
@@ -133,7 +134,8 @@ def _pair(model: TransferModel, mdata: MuData, task: Task) -> ModalityPair:
             for name, pool in zip(names, pools, strict=True)
         ]
     anchors = task.control_data.anchors
-    return ModalityPair(x, y, anchors, codes[0], codes[1], conditions=model.levels, links=model.links)
+    shared = is_shared(*(model.recipes[name] for name in names))
+    return ModalityPair(x, y, anchors, codes[0], codes[1], conditions=model.levels, links=model.links, shared=shared)
 
 
 def _rows(mdata: MuData, name: str, wanted: pd.Index) -> Any:

@@ -20,7 +20,7 @@ from celltransfer.nn.residual import ARRIVED, ResidualTransport, along, kinetic
 from celltransfer.pp.transforms import moments
 from celltransfer.train.outcome import FitResult, Status
 from celltransfer.translators import holdout
-from celltransfer.translators.base import register
+from celltransfer.translators.base import make, register
 from celltransfer.translators.placement import STARTS, place
 from celltransfer.translators.semantics import cost_weights_from
 from celltransfer.translators.trained import TrainedTranslator
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from celltransfer.data.batches import Batch
     from celltransfer.train.loop import Trainer
+    from celltransfer.translators.base import Translator
 
 # Discrepancies, and the first weight of the cost: beside one in its own units, and two that are bounded.
 DISCREPANCIES = {"sinkhorn": 1.0, "mmd": 0.1, "gan": 0.1}
@@ -113,8 +114,9 @@ class Dont(TrainedTranslator):
     Parameters
     ----------
     discrepancy
-        D: ``"sinkhorn"`` divergence, ``"mmd"`` with Gaussian kernels, or ``"gan"`` with a spectrally normalised
-        discriminator; within conditions where they are given.
+        D: ``"mmd"`` with Gaussian kernels; ``"sinkhorn"`` divergence, for a few dimensions, as on batches in many it
+        draws cells to their centre; or ``"gan"`` with a spectrally normalised discriminator. Within conditions where
+        they are given.
     start
         How source cells are laid into the target's space: ``"identity"``, ``"regression"`` on anchors, means of
         conditions or feature links, ``"moments"`` in addition given the target's covariance, or ``"auto"``; see
@@ -160,7 +162,7 @@ class Dont(TrainedTranslator):
     def __init__(
         self,
         *,
-        discrepancy: str = "sinkhorn",
+        discrepancy: str = "mmd",
         start: str = "auto",
         p: float = 2.0,
         cost_weights: Sequence[float] | None = None,
@@ -206,6 +208,13 @@ class Dont(TrainedTranslator):
             net = self.module_
             points, _ = net.average.path(net.source(torch.as_tensor(dense(x), device=net.mean.device)))
             return torch.stack([net.features(along(points, t)) for t in times]).cpu().numpy()
+
+    def refit(self) -> Translator:
+        """The same, with the weights of the cost that this fit took from its attribute."""
+        config = self.get_config()
+        if self.cost_attribute is not None:
+            config |= {"cost_attribute": None, "cost_weights": self.module_.costs.tolist()}
+        return make(self.name, **config)
 
     def build(self) -> Networks:
         """Networks from the configuration and the feature counts."""

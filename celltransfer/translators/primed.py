@@ -237,8 +237,10 @@ def _chosen(pair: ModalityPair, n_pairs: int, rng: np.random.Generator) -> Itera
 
 def _with_pairs(pair: ModalityPair, rows: np.ndarray, added: np.ndarray) -> ModalityPair:
     """`pair` with more anchors; some of their target cells are `added` below the others, those of the last rows."""
-    anchors, y, codes = np.concatenate([pair.anchors, rows]), pair.y, pair.condition_y
+    anchors, y = np.concatenate([pair.anchors, rows]), pair.y
+    codes, attribute = pair.condition_y, pair.attribute_y
     if len(added):
         y = sp.vstack([y, sp.csr_matrix(added)], format="csr") if sp.issparse(y) else np.concatenate([y, added])
         codes = None if codes is None else np.concatenate([codes, np.asarray(pair.condition_x)[rows[:, 0]]])
-    return replace(pair, y=y, anchors=anchors, condition_y=codes)
+        attribute = None if attribute is None else np.concatenate([attribute, np.full(len(added), -1)])
+    return replace(pair, y=y, anchors=anchors, condition_y=codes, attribute_y=attribute)

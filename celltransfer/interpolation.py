@@ -1,0 +1,84 @@
+"""`TransferModel.interpolate`: cells on their way from source to target."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from celltransfer.data import cells, writeback
+from celltransfer.errors import ConfigError, ModalityError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from mudata import MuData
+
+    from celltransfer.model import TransferModel
+
+
+def interpolate(
+    self: TransferModel, data: MuData | AnnData, steps: int = 5, *, features: Sequence[str] | None = None
+) -> AnnData:
+    """Cells on the way from source to target, in equal steps of time; for methods that have a path.
+
+    The way leads through the target recipe's feature space, and every point of it is decoded by that recipe. It starts
+    where transport does: at the cells themselves where source and target share their features (one modality under two
+    conditions, `celltransfer.pp.conditions`), otherwise at where an affine map lays them.
+
+    Parameters
+    ----------
+    data
+        A MuData with the source modality, or an AnnData of source cells. Not changed.
+    steps
+        Steps of time between start (0) and translation (1).
+    features
+        Target features to give; ``None`` gives all the model was fitted on.
+
+    Returns
+    -------
+    AnnData
+        ``steps + 1`` times as many cells, one time after the other, named ``"{cell}@{time}"``:
+
+        ``X`` : numpy.ndarray (cells, features), float32
+            On the target's normalised scale.
+        ``obs["time"]`` : pandas.Series (float)
+            0 to 1; with the columns of the source cells.
+        ``obs["cell"]`` : pandas.Series (str)
+            Barcode of the source cell.
+        ``obsm["X_translated"]`` : numpy.ndarray (cells, d), float32
+            The points in the target recipe's feature space.
+
+    Raises
+    ------
+    ConfigError
+        The method has no path, and which has; or `steps` is below 1.
+    """
+    from anndata import AnnData
+
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
+        raise ConfigError(f"steps={steps!r}; expected a whole number of at least 1.")
+    adata, mdata = (data, None) if isinstance(data, AnnData) else (_source(self, data), data)
+    columns, times = self.columns(features), np.linspace(0, 1, steps + 1)
+    writeback.check_memory(adata.n_obs * len(times), len(columns), 1)
+    x, _ = self.inputs(adata, mdata)
+    points = self.translator.path(x, times.tolist())
+    target = self.recipes[self.target]
+    out = AnnData(
+        np.concatenate([target.inverse_transform(block, columns) for block in points]),
+        obs=adata.obs.iloc[np.tile(np.arange(adata.n_obs), len(times))].copy(),
+        var=target.var_.iloc[columns].copy(),
+    )
+    out.obs["time"], out.obs["cell"] = np.repeat(times, adata.n_obs), out.obs_names.to_numpy(str)
+    out.obs_names = [f"{cell}@{time:.4g}" for cell, time in zip(out.obs["cell"], out.obs["time"], strict=True)]
+    out.obsm["X_translated"] = points.reshape(-1, points.shape[2])
+    out.uns["celltransfer"] = self.provenance()
+    return out
+
+
+def _source(model: TransferModel, mdata: MuData) -> AnnData:
+    cells.check_mudata(mdata)
+    if model.source not in mdata.mod:
+        raise ModalityError(f"The model translates {model.source!r}, which the MuData lacks: {', '.join(mdata.mod)}.")
+    return cells.check_modality(mdata, model.source)

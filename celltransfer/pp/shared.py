@@ -1,0 +1,107 @@
+"""Cells of one modality under two conditions, as two modalities that share their features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from celltransfer.data.cells import condition_label
+from celltransfer.data.writeback import no_pull
+from celltransfer.errors import ConditionError, FeatureError
+from celltransfer.pp.factories import resolve
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+    from celltransfer.pp.recipe import Recipe
+
+
+def conditions(adata: AnnData, key: str, source: object, target: object) -> MuData:
+    """The cells of two conditions as a MuData, to translate one condition into the other within one modality.
+
+    Parameters
+    ----------
+    adata
+        Cells of one modality.
+    key
+        Column of `obs`.
+    source, target
+        Values of it; 3, 3.0 and "3" are the same.
+
+    Returns
+    -------
+    MuData
+        Two modalities, named by the values, that hold copies of the cells. No cell is in both, so there are no anchors.
+        Fit it with one recipe for both, ``celltransfer.fit(mdata, recipes="rna", anchors=0, method="dont")``.
+
+    Raises
+    ------
+    ConditionError
+        There is no such column, or a value has no cell or is none that can name a modality.
+
+    Examples
+    --------
+    >>> import celltransfer as ct
+    >>> rna = ct.datasets.simulate(n_obs=300, n_genes=60, n_peaks=90, seed=0)["rna"]
+    >>> cells = ct.pp.conditions(rna, "cell_type", *sorted(set(rna.obs["cell_type"]))[:2])
+    >>> len(cells.mod)
+    2
+    """
+    from mudata import MuData
+
+    if key not in adata.obs:
+        raise ConditionError(f"There is no column {key!r} in obs, which has {', '.join(map(str, adata.obs))}.")
+    labels = adata.obs[key].astype(object).map(condition_label, na_action="ignore")
+    parts = {}
+    for value in (source, target):
+        name = condition_label(value)
+        if not (labels == name).any() or "/" in name:
+            known = ", ".join(map(repr, sorted(labels.dropna().unique())[:10]))
+            raise ConditionError(
+                f"No cell has {key}={value!r}, or a '/' keeps it from being a name; there are {known}."
+            )
+        parts[name] = adata[(labels == name).to_numpy()].copy()
+    if len(parts) < 2:
+        raise ConditionError(f"source and target are both {condition_label(source)!r}.")
+    with no_pull():
+        return MuData(parts)
+
+
+def fit_recipes(
+    recipes: Mapping[str, str | Recipe] | str | Recipe | None, training: Mapping[str, AnnData]
+) -> dict[str, Recipe]:
+    """Recipes by modality, fitted on its training cells; a single recipe is fitted once, on the cells of all together.
+
+    Raises
+    ------
+    FeatureError
+        A single recipe, and modalities with different features.
+    """
+    if recipes is None or isinstance(recipes, Mapping):
+        named = recipes or {}
+        return {name: resolve(named.get(name, "auto"), name, adata).fit(adata) for name, adata in training.items()}
+    (first, one), (second, other) = training.items()
+    apart = one.var_names.symmetric_difference(other.var_names)
+    if len(apart):
+        raise FeatureError(
+            f"One recipe for both needs the same features in both; {first!r} and {second!r} differ in {len(apart)}, "
+            f"the first {apart[0]!r}. Pass a mapping with a recipe for each."
+        )
+    from anndata import concat
+
+    both = concat([one, other[:, one.var_names]], merge="same")
+    recipe = resolve(recipes, first, both).fit(both)
+    return {first: recipe, second: recipe}
+
+
+def is_shared(one: Recipe, other: Recipe) -> bool:
+    """Whether two fitted recipes give the same features."""
+    if one is other:
+        return True
+    states = one.get_state(), other.get_state()
+    return states[0].keys() == states[1].keys() and all(
+        np.array_equal(value, states[1][name]) for name, value in states[0].items()
+    )
