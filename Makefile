@@ -1,6 +1,6 @@
 # Everything runs in a virtual environment of its own, VENV, with the exact versions in constraints.txt.
 #   make demo                      install the package and run the demonstration
-#   make test ARGS="-k anchors"    install the test tools and run the tests; ARGS goes to pytest
+#   make test ARGS="-k anchors"    install the test tools and run the tests in WORKERS processes; ARGS goes to pytest
 #   make lint build docs           checks, distributions, HTML documentation
 #   make test VENV=/tmp/other PYTHON=python3.13 CONSTRAINTS=    another environment, newest versions
 
@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 ARGS ?=
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -27,7 +28,7 @@ demo: $(VENV)/.core
 	$(BIN)/celltransfer demo
 
 test: $(VENV)/.test
-	$(ONE_THREAD) $(BIN)/python -m pytest -q $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -84,7 +84,8 @@ class Auto(Translator):
     rest on the shapes of both clouds, and many on the pairs, without a switch that a user would have to know.
 
     ``result_.notes`` says what was tried, how each candidate ranked left-out anchors, and the weights. Fits without
-    some of the anchors, weighted without them too, are kept for the verdict (``left_out_``).
+    some of the anchors, weighted by the others, are kept for the verdict (``left_out_``): the fits have not seen the
+    anchors that they leave out; predictions of other anchors, which the weights rest on, come from fits that have.
 
     Reference: Wolpert 1992 and Breiman 1996 (stacked regressions).
 
