@@ -51,6 +51,19 @@ def test_random_starts_alone_find_what_one_anchor_does_not(monkeypatch):
     assert foscttm(f.translate(x)[1:], truth[1:]) < 0.1
 
 
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_cells_that_only_one_side_has_do_not_mislead(side):
+    x, y, anchors, truth = planted(10)
+    latent = x if side == "source" else y
+    kept = latent[:, 0] < np.quantile(latent[:, 0], 0.85)
+    kept[:10] = True
+    known = (x[kept], y) if side == "source" else (x, y[kept])
+    f = make("consensus", n_starts=2).fit(*known, anchors)
+    scored = kept[: len(x)] if side == "source" else np.ones(len(x), bool)
+    scored = scored & (np.arange(len(x)) >= 10)
+    assert foscttm(f.translate(x)[scored], truth[scored]) < 0.1
+
+
 def test_evidence_ranks_the_truth_above_its_mirror_image():
     rng = np.random.default_rng(0)
     turn = turned(rng)
