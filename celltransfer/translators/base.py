@@ -331,6 +331,7 @@ _BUILTIN: dict[str, str] = {
     "primed": "celltransfer.translators.primed",
     "ieot_energy": "celltransfer.translators.energy",
     "lrmf": "celltransfer.translators.lrmf",
+    "sparse_mixing": "celltransfer.translators.sparse_mixing",
     "dont": "celltransfer.translators.dont",
 }
 _REGISTERED: dict[str, type[Translator]] = {}

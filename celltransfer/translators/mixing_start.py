@@ -1,0 +1,101 @@
+"""The linear start of a sparse-mixing model: principal components, and through the anchors where there are any."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from celltransfer.data.pair import ModalityPair, dense
+from celltransfer.nn.blocks import Residual
+from celltransfer.translators.baselines import anchor_and_condition_map, several_conditions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from celltransfer.data.pair import Matrix
+    from celltransfer.nn.likelihoods import Side
+    from celltransfer.nn.mixing import Mixing
+
+# Log standard deviation of the encoders at the start, and the cells whose components are taken.
+START_LOG_SD, MOST_CELLS = -1.0, 5000
+
+
+def start_linear(net: Mixing, pair: ModalityPair) -> None:
+    """Set the linear parts of all encoders and decoders.
+
+    The source's latents are its whitened principal components. With anchors or conditions the target's are what ridge
+    regression says of the source, from them; without, its own components. Counts start at random.
+    """
+    source, target = net.side(0), net.side(1)
+    if "gaussian" != source.likelihood or "gaussian" != target.likelihood:
+        return
+    d = net.latents.flow.d
+    scaled_x = _sample(pair.x, source)
+    loadings, spread = _components(scaled_x, d)
+    _set(source, loadings / spread, np.zeros(d), (loadings * spread).T, np.zeros(len(loadings)))
+    if target is source:
+        return
+    if not pair.n_anchors and not several_conditions(pair):
+        loadings, spread = _components(_sample(pair.y, target), d)
+        _set(target, loadings / spread, np.zeros(d), (loadings * spread).T, np.zeros(len(loadings)))
+        return
+    forward, offset = _between(pair, source, target)
+    back, offset_back = _between(_turned(pair), target, source)
+    components = loadings * spread
+    _set(target, back @ (loadings / spread), offset_back @ (loadings / spread), components.T @ forward, offset)
+
+
+def _between(pair: ModalityPair, one: Side, other: Side) -> tuple[np.ndarray, np.ndarray]:
+    """Ridge from scaled features to scaled features: weight (d, D) and offset (D,)."""
+    weight, offset = anchor_and_condition_map(pair)
+    means = one.mean.double().numpy(), other.mean.double().numpy()
+    scales = float(one.scale), float(other.scale)
+    return weight * (scales[0] / scales[1]), (offset + means[0] @ weight - means[1]) / scales[1]
+
+
+def _turned(pair: ModalityPair) -> ModalityPair:
+    """The same from target to source."""
+    return replace(
+        pair,
+        x=pair.y,
+        y=pair.x,
+        anchors=pair.anchors[:, ::-1],
+        condition_x=pair.condition_y,
+        condition_y=pair.condition_x,
+        links=None,
+    )
+
+
+def _sample(matrix: Matrix, side: Side) -> np.ndarray:
+    rows = np.arange(matrix.shape[0])[:: max(1, matrix.shape[0] // MOST_CELLS)]
+    return (dense(matrix[rows]) - side.mean.numpy()) / float(side.scale)
+
+
+def _components(x: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray]:
+    """Loadings (D, d) and standard deviations (d,) of the first d components; beyond the rank, small random ones."""
+    _, s, vt = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    rank = min(d, int((s > 1e-6 * max(s[0], 1e-12)).sum()))
+    filled = np.random.default_rng(0).normal(size=(x.shape[1], d)) / np.sqrt(x.shape[1])
+    filled[:, :rank] = vt[:rank].T
+    spread = np.full(d, 0.1)
+    spread[:rank] = s[:rank] / np.sqrt(len(x))
+    return filled, spread
+
+
+def _set(side: Side, encode: np.ndarray, centre: np.ndarray, decode: np.ndarray, offset: np.ndarray) -> None:
+    d = encode.shape[1]
+    weight = np.concatenate([encode, np.zeros_like(encode)], axis=1)
+    bias = np.concatenate([centre, np.full(d, START_LOG_SD)])
+    for network, w, b in ((side.encoder, weight, bias), (side.decoder, decode, offset)):
+        layer = _linear(network)
+        with torch.no_grad():
+            layer.weight.copy_(torch.as_tensor(np.ascontiguousarray(w.T)))
+            layer.bias.copy_(torch.as_tensor(b))
+
+
+def _linear(network: nn.Module) -> nn.Linear:
+    """The linear layer of a linear or residual map."""
+    return network.linear if isinstance(network, Residual) else network[0]  # type: ignore[index]
