@@ -316,9 +316,10 @@ def _tried(k: int) -> list[Candidate]:
     if k < FEW_ANCHORS:
         return TRIED_FEW
     leaning = k / (k + TRUSTED_ANCHORS)
+    sharp = _SHARP | {"weight_anchors": max(0.1, leaning)}  # fine matchings have more optima, which many anchors settle
     return [
         Candidate("consensus", "consensus", {}, (1 - leaning) / 2, _QUICK),
-        Candidate("fine consensus", "consensus", _SHARP, (1 - leaning) / 2, _QUICK),
+        Candidate("fine consensus", "consensus", sharp, (1 - leaning) / 2, _QUICK),
         Candidate("anchored consensus", "consensus", _ANCHORED, leaning),
         *_OTHERS,
     ]
