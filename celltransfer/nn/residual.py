@@ -85,10 +85,10 @@ class ResidualTransport(nn.Module):
         """
         depth = len(self.velocities[0]) // 2 + 1  # type: ignore[arg-type]
         largest = (bound / self.dt) ** (1 / depth)
-        for norms, layers in self._by_depth():
-            for norm, layer in zip(norms.tolist(), layers, strict=True):
-                if norm > largest:
-                    layer.weight.mul_(largest / norm)
+        # The Frobenius norm is no smaller and costs nothing.
+        for layer in self._layers():
+            if layer.weight.norm() > largest and (norm := torch.linalg.matrix_norm(layer.weight, 2)) > largest:
+                layer.weight.mul_(largest / norm)
 
     @torch.no_grad()
     def lipschitz(self) -> float:

@@ -170,7 +170,7 @@ class Dont(TrainedTranslator):
         cost_floor: float = 0.01,
         weight_cost: float | None = None,
         least_cost: float = 0.01,
-        weight_anchor: float = 1.0,
+        weight_anchor: float = 0.1,
         steps: int = 6,
         hidden: Sequence[int] = (128,),
         gain: float = 0.1,

@@ -60,6 +60,8 @@ _SUITES = {
     "digits_usps_mnist": "celltransfer.validation.digits_usps_mnist:DigitsUspsMnist",
     "moons": "celltransfer.validation.moons:Moons",
     "meshes": "celltransfer.validation.meshes:Meshes",
+    "latents": "celltransfer.validation.latents:Latents",
+    "gain_study": "celltransfer.validation.gain_study:GainStudy",
 }
 
 
