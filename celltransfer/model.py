@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from celltransfer import interpolation
+from celltransfer import counterfactual, interpolation
 from celltransfer.confidence import Confidence
 from celltransfer.data import cells, writeback
 from celltransfer.data.pair import Matrix, ModalityPair, dense
@@ -372,6 +372,8 @@ class TransferModel:
             )
 
     interpolate = interpolation.interpolate
+    add_latents = counterfactual.add_latents
+    counterfactual = counterfactual.counterfactual
 
     def latent(
         self,

@@ -1,4 +1,4 @@
-"""The linear start of a sparse-mixing model: principal components, and through the anchors where there are any."""
+"""Before a sparse-mixing fit: scales, a look at counts, and a linear start from components, ridge and anchors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import numpy as np
 import torch
 
 from celltransfer.data.pair import ModalityPair, dense
+from celltransfer.errors import CountsError
 from celltransfer.nn.blocks import Residual
+from celltransfer.nn.likelihoods import negative_binomial
+from celltransfer.pp.transforms import moments
 from celltransfer.translators.baselines import anchor_and_condition_map, several_conditions
 
 if TYPE_CHECKING:
@@ -99,3 +102,25 @@ def _set(side: Side, encode: np.ndarray, centre: np.ndarray, decode: np.ndarray,
 def _linear(network: nn.Module) -> nn.Linear:
     """The linear layer of a linear or residual map."""
     return network.linear if isinstance(network, Residual) else network[0]  # type: ignore[index]
+
+
+def set_scale(side: Side, matrix: Matrix) -> None:
+    """Centre and scale of Gaussian features; the median depth of counts."""
+    if side.likelihood != "gaussian":
+        side.depth.fill_(max(float(np.median(np.asarray(matrix.sum(axis=1)))), 1.0))
+        return
+    mean, deviation = moments(matrix)
+    side.mean.copy_(torch.as_tensor(mean))
+    side.scale.fill_(max(float(np.square(deviation).mean()), 1e-12) ** 0.5)
+
+
+def check_counts(matrix: Matrix, kind: str, what: str) -> None:
+    """Refuse features that are no counts; look for what the likelihood needs before training starts."""
+    values = matrix.data if not isinstance(matrix, np.ndarray) else matrix
+    if (values < 0).any() or (kind == "nb" and not np.array_equal(values, np.round(values))):
+        raise CountsError(
+            f"likelihood_{what}={kind!r} needs counts, and the {what} features are normalised or reduced. Give that "
+            'modality the recipe "none", on raw counts.'
+        )
+    if kind == "nb":
+        negative_binomial()

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from celltransfer.data.pair import Matrix, ModalityPair, dense
-from celltransfer.errors import ConditionError, ConfigError, CountsError, FeatureError
+from celltransfer.errors import ConditionError, ConfigError, FeatureError
 from celltransfer.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
 from celltransfer.losses.mixing import GAUGES, NORMS, mixing_sparsity
 from celltransfer.nn.blocks import MLP, Discriminator, Residual
 from celltransfer.nn.domains import MASKS, Latents
-from celltransfer.nn.likelihoods import LIKELIHOODS, Side, negative_binomial
+from celltransfer.nn.likelihoods import LIKELIHOODS, Side
 from celltransfer.nn.mixing import Mixing, between_domains, draw
-from celltransfer.pp.transforms import moments
 from celltransfer.translators import holdout
 from celltransfer.translators.base import register
-from celltransfer.translators.mixing_start import start_linear
+from celltransfer.translators.mixing_held import SOURCE, TARGET, Held
+from celltransfer.translators.mixing_start import check_counts, set_scale, start_linear
 from celltransfer.translators.trained import TrainedTranslator
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 JACOBIAN_CELLS, WHOLE_UP_TO, PROBES = 32, 8, 4
 # Share of the steps after which content is told from style, and over which the sparsity term grows to its weight.
 SORTED_AT, GROWN_AT = 0.4, 0.3
-SOURCE, TARGET = 0, 1
 
 
 @register
@@ -164,13 +163,13 @@ class SparseMixing(TrainedTranslator):
         net = self.module_ = self.build()
         rows = holdout.split(pair, np.random.default_rng(generator.initial_seed()))
         for m, matrix in enumerate((pair.x, pair.y)):
-            _set_scale(net.side(m), matrix)
+            set_scale(net.side(m), matrix)
             if self.noise is not None:
                 net.side(m).log_noise.requires_grad_(False).fill_(float(np.log(self.noise)))
         if self.init == "linear" and self.map != "mlp":
             start_linear(net, pair)
         net.to(generator.device)
-        self._held = _Held(net, pair, rows, generator.device)
+        self._held = Held(net, pair, rows, generator.device)
         self._step, self._sorted = 0, net.latents.logits is not None or self.mask == "fixed"
         return rows.train_x, rows.train_y
 
@@ -317,7 +316,7 @@ class SparseMixing(TrainedTranslator):
             raise ConfigError("form='gan' makes features and no counts: likelihoods have to be 'gaussian'.")
         for kind, matrix, what in zip(kinds, (pair.x, pair.y), ("source", "target"), strict=True):
             if kind != "gaussian":
-                _check_counts(matrix, kind, what)
+                check_counts(matrix, kind, what)
 
     def _network(self, n_in: int, n_out: int) -> nn.Module:
         if self.map == "residual":
@@ -423,88 +422,3 @@ class SparseMixing(TrainedTranslator):
             found = np.searchsorted(self.condition_codes_, condition).clip(max=max(len(self.condition_codes_) - 1, 0))
             at = torch.as_tensor(np.where(self.condition_codes_[found] == condition, found, -1), device=device)
         return x, self._known(at)
-
-
-class _Held:
-    """Held-out cells of both sides, and what is asked of them during a fit."""
-
-    def __init__(self, net: Mixing, pair: ModalityPair, rows: holdout.Split, device: torch.device) -> None:
-        self.net, self.pair, self.rows, self.device = net, pair, rows, device
-        self.codes = holdout.condition_codes(pair)
-        self.compared = holdout.HeldOut(pair, rows, lambda x: x, net.side(TARGET).scaled, device)
-        held = zip((pair.x, pair.y), (rows.held_x, rows.held_y), strict=True)
-        self.sides = [self._take(m, matrix, own) for m, (matrix, own) in enumerate(held)]
-
-    @property
-    def enough(self) -> bool:
-        """Whether there are cells enough to compare."""
-        return self.compared.enough
-
-    def objective(self, beta: float) -> float:
-        """The vae's objective, with draws that are the same every time; 0.5 is a gain that could be chance."""
-        total, generator = 0.0, torch.Generator(self.device).manual_seed(0)
-        for m, (x, u) in enumerate(self.sides):
-            mean, log_sd = self.net.side(m).encode(x)
-            z = draw(mean, log_sd, generator)
-            divergence = self.net.latents.divergence(mean, log_sd, z, u).mean() / x.shape[1]
-            total += float(self.net.side(m).nll(z, x) + beta * divergence)
-        return total
-
-    def distance(self) -> float:
-        """Energy distance of translated from target cells; all under the condition that most cells have."""
-        net, (x, u), (y, _) = self.net, *self.sides
-        n = net.n_conditions
-        moved = net.move(x, (SOURCE, u), (TARGET, u + n))
-        both = torch.cat([net.side(TARGET).scaled(moved), net.side(TARGET).scaled(y)])
-        domains = torch.cat([torch.zeros(len(x)), torch.ones(len(y))]).to(self.device)
-        return float(between_domains(both, domains))
-
-    def training_latents(self) -> tuple[Tensor, Tensor]:
-        """Latents and domains of training cells, as many of both sides as are held out at most."""
-        found = []
-        with torch.no_grad():
-            for m, (matrix, rows) in enumerate(((self.pair.x, self.rows.train_x), (self.pair.y, self.rows.train_y))):
-                few = rows[:: max(1, len(rows) // holdout.MOST_CELLS)]
-                x, u = self._take(m, matrix, few)
-                mean, log_sd = self.net.side(m).encode(x)
-                found.append((draw(mean, log_sd, torch.Generator(self.device).manual_seed(m)), u))
-        return torch.cat([z for z, _ in found]), torch.cat([u for _, u in found])
-
-    @torch.no_grad()
-    def leak(self) -> tuple[float, float] | None:
-        """Energy distance of content between domains, and the most of it that 20 shuffles of the domains gave."""
-        content = ~self.net.latents.style()
-        if not self.enough or not content.any():
-            return None
-        z = torch.cat([self.net.side(m).encode(x)[0][:, content] for m, (x, _) in enumerate(self.sides)])
-        u = torch.cat([u for _, u in self.sides])
-        generator = torch.Generator().manual_seed(0)
-        shuffles = [u[torch.randperm(len(u), generator=generator).to(u.device)] for _ in range(20)]
-        return float(between_domains(z, u)), max(float(between_domains(z, other)) for other in shuffles)
-
-    def _take(self, m: int, matrix: Matrix, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        codes = torch.as_tensor(self.codes[m][rows], dtype=torch.long, device=self.device)
-        x = torch.as_tensor(dense(matrix[rows]), device=self.device)
-        return x, self.net.domain(m, codes, len(rows))
-
-
-def _set_scale(side: Side, matrix: Matrix) -> None:
-    """Centre and scale of Gaussian features; the median depth of counts."""
-    if side.likelihood != "gaussian":
-        side.depth.fill_(max(float(np.median(np.asarray(matrix.sum(axis=1)))), 1.0))
-        return
-    mean, deviation = moments(matrix)
-    side.mean.copy_(torch.as_tensor(mean))
-    side.scale.fill_(max(float(np.square(deviation).mean()), 1e-12) ** 0.5)
-
-
-def _check_counts(matrix: Matrix, kind: str, what: str) -> None:
-    """Refuse features that are no counts; look for what the likelihood needs before training starts."""
-    values = matrix.data if not isinstance(matrix, np.ndarray) else matrix
-    if (values < 0).any() or (kind == "nb" and not np.array_equal(values, np.round(values))):
-        raise CountsError(
-            f"likelihood_{what}={kind!r} needs counts, and the {what} features are normalised or reduced. Give that "
-            'modality the recipe "none", on raw counts.'
-        )
-    if kind == "nb":
-        negative_binomial()

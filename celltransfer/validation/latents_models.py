@@ -20,7 +20,7 @@ CONTENT, STYLE, OBSERVED, NOISE = 2, 4, 20, 0.1
 # Standard deviation the decoder is told to leave: a learned one lets it give up when the penalty is strong.
 ALLOWED = 0.15
 # Points of a batch whose Jacobian is looked at.
-JACOBIAN_POINTS = 32
+JACOBIAN_POINTS = 16
 # Shares of the steps when content is told from style, and while the penalty grows.
 SORTED_AT, GROWN_AT = 0.3, 0.3
 

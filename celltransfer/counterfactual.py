@@ -1,0 +1,169 @@
+"""Cells as they would be under another condition, and what of a cell is content and what is style."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celltransfer.data import cells, writeback
+from celltransfer.errors import ConditionError, ConfigError, InputError, ModalityError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mudata import MuData
+
+    from celltransfer.model import TransferModel
+
+
+def counterfactual(
+    self: TransferModel,
+    mdata: MuData,
+    *,
+    condition: object,
+    modality: str | None = None,
+    key_added: str | None = None,
+    counts: bool = True,
+    copy: bool = False,
+) -> MuData | None:
+    """Cells of one modality as they would be under another condition; for ``method="sparse_mixing"``.
+
+    Every cell is encoded, its style is moved from the law of its condition to that of the other, and it is decoded;
+    what the latents do not explain of it goes with it. Nothing tells whether the same cell would have become this:
+    it is the counterfactual of the fitted model.
+
+    Parameters
+    ----------
+    mdata
+        MuData with the modality, and the condition of every cell.
+    condition
+        The condition to move to, a value of the columns the model was fitted with (joined by ``|`` if several).
+    modality
+        Source or target of the model; the source if ``None``.
+    key_added
+        Name of the new modality; ``"{modality}_at_{condition}"`` if ``None``.
+    counts
+        Write expected counts into ``layers["counts"]`` where the recipe knows them.
+    copy
+        Return a copy with the new modality, and leave `mdata` alone.
+
+    Returns
+    -------
+    MuData or None
+        ``None`` (or the copy), and this is written to ``mdata.mod[key_added]``:
+
+        ``X`` : numpy.ndarray (cells, features), float32
+            On the normalised scale of the modality's recipe.
+        ``layers["counts"]`` : numpy.ndarray (cells, features), float32
+            Expected counts at the training cells' median depth, where the recipe can tell.
+        ``obsm["X_translated"]`` : numpy.ndarray (cells, d), float32
+            In the recipe's feature space.
+        ``uns["celltransfer"]`` : dict
+            Provenance, with ``counterfactual``: the condition.
+
+    Raises
+    ------
+    ConfigError
+        The method has no counterfactuals.
+    ConditionError
+        The model was fitted without conditions, or does not know one.
+    InputError
+        `mdata` lacks the modality, or cannot take a new one.
+    """
+    from anndata import AnnData
+
+    translator = _mixing(self)
+    name = _modality(self, mdata, modality)
+    to = _level(self, condition)
+    key = f"{name}_at_{self.levels[to]}" if key_added is None else key_added
+    writeback.check_writable(mdata, key, copy=copy)
+    adata, recipe = cells.check_modality(mdata, name), self.recipes[name]
+    writeback.check_memory(adata.n_obs, len(recipe.feature_names_), 1 + counts)
+    side = int(name != self.source)
+    points = translator.counterfactual(recipe.transform(adata), to, _codes(self, mdata, name), side=side)
+    new = AnnData(recipe.inverse_transform(points), obs=adata.obs.copy(), var=recipe.var_.copy())
+    if counts and (expected := recipe.to_counts(new.X)) is not None:
+        new.layers["counts"] = expected
+    new.obsm["X_translated"] = points
+    new.uns["celltransfer"] = self.provenance() | {"counterfactual": self.levels[to], "modality": name}
+    out = writeback.copy_of(mdata) if copy else mdata
+    writeback.add_modality(out, key, new)
+    return out if copy else None
+
+
+def add_latents(self: TransferModel, mdata: MuData, *, key_added: str = "X", copy: bool = False) -> MuData | None:
+    """Write content and style of the cells into the source and target modality; for ``method="sparse_mixing"``.
+
+    Content is what has one law in all domains (modalities and conditions), style what changes with them; the fit's
+    notes say where content was not free of the domain. Both modalities have one content space.
+
+    Parameters
+    ----------
+    mdata
+        MuData with the source modality, the target modality, or both.
+    key_added
+        Start of the keys.
+    copy
+        Return a copy and leave `mdata` alone.
+
+    Returns
+    -------
+    MuData or None
+        ``None`` (or the copy), and these are written to ``mdata[modality]``:
+
+        ``obsm["{key_added}_content"]`` : numpy.ndarray (cells, n_content), float32
+            The same in all domains.
+        ``obsm["{key_added}_style"]`` : numpy.ndarray (cells, n_style), float32
+            Different between domains.
+
+    Raises
+    ------
+    ConfigError
+        The method has no such latents, or `key_added` is no name.
+    InputError
+        `mdata` has neither modality, or is a view or backed.
+    """
+    translator = _mixing(self)
+    if not isinstance(key_added, str) or not key_added.strip() or "/" in key_added:
+        raise ConfigError(f"key_added={key_added!r}; expected a name, not empty, without '/'.")
+    cells.check_mudata(mdata)
+    present = [name for name in (self.source, self.target) if name in mdata.mod]
+    if not present:
+        raise ModalityError(f"The MuData has neither {self.source!r} nor {self.target!r}: {', '.join(mdata.mod)}.")
+    if not copy and (mdata.is_view or mdata.isbacked):
+        raise InputError("The MuData is a view or backed, and its obsm cannot be written: pass copy=True.")
+    out = writeback.copy_of(mdata) if copy else mdata
+    for name in present:
+        adata = cells.check_modality(out, name)
+        content, style = translator.split(self.recipes[name].transform(adata), side=int(name != self.source))
+        adata.obsm[f"{key_added}_content"], adata.obsm[f"{key_added}_style"] = content, style
+    return out if copy else None
+
+
+def _mixing(model: TransferModel) -> Any:
+    """The translator, if it has content and style."""
+    if not hasattr(model.translator, "counterfactual"):
+        raise ConfigError(f"method={model.method!r} does not tell content from style; fit with method='sparse_mixing'.")
+    return model.translator
+
+
+def _modality(model: TransferModel, mdata: MuData, modality: str | None) -> str:
+    cells.check_mudata(mdata)
+    name = model.source if modality is None else modality
+    if name not in (model.source, model.target):
+        raise ModalityError(f"modality={name!r}; the model knows {model.source!r} and {model.target!r}.")
+    if name not in mdata.mod:
+        raise ModalityError(f"The MuData has no modality {name!r}: {', '.join(mdata.mod)}.")
+    return name
+
+
+def _level(model: TransferModel, condition: object) -> int:
+    """Code of a condition by its value."""
+    if not model.conditions:
+        raise ConditionError("The model was fitted without conditions: pass conditions= to celltransfer.fit.")
+    label = condition if isinstance(condition, str) else cells.condition_label(condition)
+    if label not in model.levels:
+        raise ConditionError(f"condition={condition!r}; the model knows {', '.join(map(repr, model.levels))}.")
+    return model.levels.index(label)
+
+
+def _codes(model: TransferModel, mdata: MuData, name: str) -> np.ndarray:
+    return cells.encode_conditions(cells.condition_labels(mdata, name, model.conditions), model.levels, name)
