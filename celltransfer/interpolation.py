@@ -65,13 +65,14 @@ def interpolate(
     x, _ = self.inputs(adata, mdata)
     points = self.translator.path(x, times.tolist())
     target = self.recipes[self.target]
+    obs = adata.obs.iloc[np.tile(np.arange(adata.n_obs), len(times))].copy()
+    obs["time"], obs["cell"] = np.repeat(times, adata.n_obs), obs.index.to_numpy(str)
+    obs.index = [f"{cell}@{time:.4g}" for cell, time in zip(obs["cell"], obs["time"], strict=True)]
     out = AnnData(
         np.concatenate([target.inverse_transform(block, columns) for block in points]),
-        obs=adata.obs.iloc[np.tile(np.arange(adata.n_obs), len(times))].copy(),
+        obs=obs,
         var=target.var_.iloc[columns].copy(),
     )
-    out.obs["time"], out.obs["cell"] = np.repeat(times, adata.n_obs), out.obs_names.to_numpy(str)
-    out.obs_names = [f"{cell}@{time:.4g}" for cell, time in zip(out.obs["cell"], out.obs["time"], strict=True)]
     out.obsm["X_translated"] = points.reshape(-1, points.shape[2])
     out.uns["celltransfer"] = self.provenance()
     return out

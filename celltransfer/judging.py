@@ -73,7 +73,7 @@ def settle(
         if judged and translator.tests_alignment:
             _add_alignment(translator, pair, clock, seed)
         if judged and translator.invertible:
-            translator.result_.verdict.evidence["round_trip"] = _round_trip(translator, pair)
+            translator.result_.verdict.evidence |= _round_trip(translator, pair)
     except KeyboardInterrupt:  # the fit itself is complete
         translator.result_.verdict = Verdict("ambiguous", ["Interrupted while the fit was judged, so it is not."])
     translator.result_.verdict.reasons += open_question
@@ -199,13 +199,14 @@ def _add_alignment(translator: Translator, pair: ModalityPair, clock: Clock, see
     verdict.reasons.append(reason)
 
 
-def _round_trip(translator: Translator, pair: ModalityPair) -> float:
-    """Root mean square error of cells translated forth and back, in units of their features' spread."""
+def _round_trip(translator: Translator, pair: ModalityPair) -> dict[str, float]:
+    """Root mean square error of cells translated forth and back, in units of their spread; nothing if it diverges."""
     rows = slice(0, TRIED)
     x = dense(pair.x[rows])
     codes = None if pair.condition_x is None else np.asarray(pair.condition_x)[rows]
     back = translator.inverse(translator.translate(x, codes), codes)
-    return float(np.sqrt(np.square(back - x).mean() / max(float(x.var(axis=0).mean()), 1e-12)))
+    error = float(np.sqrt(np.square(back - x).mean() / max(float(x.var(axis=0).mean()), 1e-12)))
+    return {"round_trip": error} if np.isfinite(error) else {}
 
 
 def _calibrate(

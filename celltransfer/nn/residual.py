@@ -109,13 +109,14 @@ class ResidualTransport(nn.Module):
 
 def _undone(velocity: nn.Module, y: Tensor, dt: float) -> tuple[Tensor, float, int]:
     """The z with z + dt v(z) = y, how far the last iteration moved, and the number of iterations."""
-    z, moved, count = y - dt * velocity(y), math.inf, 0
-    while ARRIVED < moved < math.inf or count == 0:
+    z = y - dt * velocity(y)
+    for count in range(1, MOST_ITERATIONS + 1):
         following = y - dt * velocity(z)
-        moved, z, count = float((following - z).abs().amax()) if len(z) else 0.0, following, count + 1
-        if count == MOST_ITERATIONS:
-            break
-    return z, moved, count
+        moved = float((following - z).abs().max()) if len(z) else 0.0
+        z = following
+        if moved <= ARRIVED or not math.isfinite(moved):
+            return z, moved if math.isfinite(moved) else math.inf, count
+    return z, moved, MOST_ITERATIONS
 
 
 def along(points: Sequence[Tensor], t: float) -> Tensor:

@@ -396,7 +396,8 @@ class Dont(TrainedTranslator):
         with torch.no_grad():
             found = net.average.back(net.average(z))
         error = float((found.points - z).square().mean().sqrt())
-        result.history["round_trip"] = [(result.n_steps, error)]
+        if np.isfinite(error):
+            result.history["round_trip"] = [(result.n_steps, error)]
         told = f"Steps are undone to {error:.1g} (root mean square, in {found.iterations} iterations a step or fewer)"
         if found.residual > 10 * ARRIVED:
             told = f"Steps cannot all be undone: the round trip misses by {error:.2g}"

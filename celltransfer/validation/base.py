@@ -62,6 +62,7 @@ _SUITES = {
     "meshes": "celltransfer.validation.meshes:Meshes",
     "latents": "celltransfer.validation.latents:Latents",
     "gain_study": "celltransfer.validation.gain_study:GainStudy",
+    "digit_swap": "celltransfer.validation.digit_swap:DigitSwap",
 }
 
 
