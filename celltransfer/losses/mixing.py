@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 GAUGES, NORMS = ("variance", "column"), ("l1", "l2")
-FLOOR = 1e-8
+FLOOR = 1e-12
 
 
 def mixing_sparsity(

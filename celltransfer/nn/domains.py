@@ -76,6 +76,15 @@ class DomainFlow(nn.Module):
         v = e if self.affine else self._unbend(e, u)
         return (v - self.shift[u]) * (-self.log_scale[u]).exp()
 
+    @torch.no_grad()
+    def solve(self, z: Tensor, u: Tensor) -> None:
+        """Start from the Gaussian of each domain's latents, (n, d); domains with fewer than 2 keep what they have."""
+        for code in u.unique():
+            own = z[u == code]
+            if len(own) > 1:
+                self.log_scale[code] = -own.std(0).clamp_min(FLOOR).log()
+                self.shift[code] = -own.mean(0) * self.log_scale[code].exp()
+
     def log_prob(self, z: Tensor, u: Tensor) -> Tensor:
         """Log density of latents in domains u, by coordinate, (batch, d)."""
         e, log_slope = self(z, u)
@@ -153,7 +162,7 @@ class Latents(nn.Module):
         if self.logits is None:
             return self.bits
         p = self.logits.sigmoid()
-        return (p > 0.5).to(p.dtype) + p - p.detach()
+        return (p > 0.5).to(p.dtype) + (p - p.detach())
 
     def style(self) -> Tensor:
         """Which coordinates are style, boolean, shape (d,)."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 
 from celltransfer.data.pair import ModalityPair, dense
@@ -14,6 +15,7 @@ from celltransfer.nn.blocks import Residual
 from celltransfer.nn.likelihoods import negative_binomial
 from celltransfer.pp.transforms import moments
 from celltransfer.translators.baselines import anchor_and_condition_map, several_conditions
+from celltransfer.translators.holdout import condition_codes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,26 +31,25 @@ START_LOG_SD, MOST_CELLS = -1.0, 5000
 def start_linear(net: Mixing, pair: ModalityPair) -> None:
     """Set the linear parts of all encoders and decoders.
 
-    The source's latents are its whitened principal components. With anchors or conditions the target's are what ridge
-    regression says of the source, from them; without, its own components. Counts start at random.
+    The source's latents are its whitened principal components, turned so that the first ones hold what differs between
+    the means of the domains: a latent that mixes content and style is hard to take apart later. With anchors or
+    conditions the target's latents are what ridge regression says of the source's, from them; without, its own
+    components. Counts start at random.
     """
     source, target = net.side(0), net.side(1)
     if "gaussian" != source.likelihood or "gaussian" != target.likelihood:
         return
-    d = net.latents.flow.d
-    scaled_x = _sample(pair.x, source)
-    loadings, spread = _components(scaled_x, d)
-    _set(source, loadings / spread, np.zeros(d), (loadings * spread).T, np.zeros(len(loadings)))
+    encode, decode = _components(net, pair, (0, 1) if source is target else (0,))
+    _set(source, encode, np.zeros(encode.shape[1]), decode, np.zeros(len(encode)))
     if target is source:
         return
     if not pair.n_anchors and not several_conditions(pair):
-        loadings, spread = _components(_sample(pair.y, target), d)
-        _set(target, loadings / spread, np.zeros(d), (loadings * spread).T, np.zeros(len(loadings)))
+        encode, decode = _components(net, pair, (1,))
+        _set(target, encode, np.zeros(encode.shape[1]), decode, np.zeros(len(encode)))
         return
     forward, offset = _between(pair, source, target)
     back, offset_back = _between(_turned(pair), target, source)
-    components = loadings * spread
-    _set(target, back @ (loadings / spread), offset_back @ (loadings / spread), components.T @ forward, offset)
+    _set(target, back @ encode, offset_back @ encode, decode @ forward, offset)
 
 
 def _between(pair: ModalityPair, one: Side, other: Side) -> tuple[np.ndarray, np.ndarray]:
@@ -72,20 +73,40 @@ def _turned(pair: ModalityPair) -> ModalityPair:
     )
 
 
-def _sample(matrix: Matrix, side: Side) -> np.ndarray:
-    rows = np.arange(matrix.shape[0])[:: max(1, matrix.shape[0] // MOST_CELLS)]
-    return (dense(matrix[rows]) - side.mean.numpy()) / float(side.scale)
+def _components(net: Mixing, pair: ModalityPair, sides: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Encoder (D, d) and decoder (d, D) of whitened components of the cells of some sides, domains' means first.
 
-
-def _components(x: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Loadings (D, d) and standard deviations (d,) of the first d components; beyond the rank, small random ones."""
-    _, s, vt = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    Beyond the rank of the cells components are random and small.
+    """
+    codes, d = condition_codes(pair), net.latents.flow.d
+    cells, domains = [], []
+    for m in sides:
+        matrix, side = (pair.x, pair.y)[m], net.side(m)
+        rows = np.arange(matrix.shape[0])[:: max(1, matrix.shape[0] // MOST_CELLS)]
+        cells.append((dense(matrix[rows]) - side.mean.numpy()) / float(side.scale))
+        domains.append(m * net.n_conditions + codes[m][rows])
+    x, u = np.concatenate(cells), np.concatenate(domains)
+    _, s, vt = np.linalg.svd(x, full_matrices=False)
     rank = min(d, int((s > 1e-6 * max(s[0], 1e-12)).sum()))
-    filled = np.random.default_rng(0).normal(size=(x.shape[1], d)) / np.sqrt(x.shape[1])
-    filled[:, :rank] = vt[:rank].T
+    loadings = np.random.default_rng(0).normal(size=(x.shape[1], d)) / np.sqrt(x.shape[1])
+    loadings[:, :rank] = vt[:rank].T
     spread = np.full(d, 0.1)
     spread[:rank] = s[:rank] / np.sqrt(len(x))
-    return filled, spread
+    turn = _means_first(x @ (loadings / spread), u, d - net.latents.n_content)
+    return (loadings / spread) @ turn, turn.T @ (loadings * spread).T
+
+
+def _means_first(z: np.ndarray, u: np.ndarray, most: int) -> np.ndarray:
+    """An orthogonal matrix whose first columns span the differences of the domains' means, at most so many.
+
+    The others stay as near to the axes as they can, in their order.
+    """
+    codes, counts = np.unique(u, return_counts=True)
+    means = np.stack([z[u == code].mean(0) for code in codes]) * np.sqrt(counts / len(u))[:, None]
+    _, strength, directions = np.linalg.svd(means, full_matrices=False)
+    first = directions[: min(most, len(codes) - 1)][strength[: min(most, len(codes) - 1)] > 1e-6]
+    basis, _ = np.linalg.qr(np.concatenate([first.T, np.eye(z.shape[1])], axis=1))
+    return basis
 
 
 def _set(side: Side, encode: np.ndarray, centre: np.ndarray, decode: np.ndarray, offset: np.ndarray) -> None:
@@ -104,8 +125,9 @@ def _linear(network: nn.Module) -> nn.Linear:
     return network.linear if isinstance(network, Residual) else network[0]  # type: ignore[index]
 
 
-def set_scale(side: Side, matrix: Matrix) -> None:
-    """Centre and scale of Gaussian features; the median depth of counts."""
+def set_scale(side: Side, *matrices: Matrix) -> None:
+    """Centre and scale of Gaussian features; the median depth of counts. Of all cells together."""
+    matrix = matrices[0] if len(matrices) == 1 else _stacked(matrices)
     if side.likelihood != "gaussian":
         side.depth.fill_(max(float(np.median(np.asarray(matrix.sum(axis=1)))), 1.0))
         return
@@ -124,3 +146,7 @@ def check_counts(matrix: Matrix, kind: str, what: str) -> None:
         )
     if kind == "nb":
         negative_binomial()
+
+
+def _stacked(matrices: tuple[Matrix, ...]) -> Matrix:
+    return sp.vstack([sp.csr_matrix(matrix) for matrix in matrices]).tocsr()

@@ -48,7 +48,7 @@ class SparseMixing(TrainedTranslator):
         \qquad \text{gan: } L_{gan}(g(F_u^{-1}(\epsilon))) + \frac1d E \|E(g(z)) - z\|^2 + \frac1D E\|g(E(x)) - x\|^2
 
     for each modality, plus :math:`\alpha L_s` (`celltransfer.losses.mixing`, blind to the scale of latents), the
-    anchors' errors in both directions and in the noise, and the energy distance between the modalities' noise. The
+    anchors' errors in both directions and in the noise, and the energy distance between the noise of domains. The
     monitor is the vae's objective, or the energy distance of translated from target cells, on held-out cells.
 
     Reference: Li et al. 2025, "Synergy between sufficient changes and sparse mixing procedure", CG-VAE and CG-GAN.
@@ -74,7 +74,7 @@ class SparseMixing(TrainedTranslator):
     noise
         Standard deviation of what the decoder leaves, in units of the features' overall scale; ``None`` learns it.
     weight_anchor, weight_match, weight_mask
-        Of the anchors, of the energy distance between modalities, and of the share of style where the mask is learned.
+        Of the anchors, of the energy distance between domains, and of the share of style where the mask is learned.
     likelihood_source, likelihood_target
         ``"gaussian"``; or ``"nb"`` (through scvi-tools) or ``"bernoulli"`` for counts, which recipe ``"none"`` gives.
         Translations are expected counts at the median depth then.
@@ -162,14 +162,15 @@ class SparseMixing(TrainedTranslator):
         """Build, set scales and the start, hold cells out."""
         net = self.module_ = self.build()
         rows = holdout.split(pair, np.random.default_rng(generator.initial_seed()))
-        for m, matrix in enumerate((pair.x, pair.y)):
-            set_scale(net.side(m), matrix)
+        for side, matrices in [(0, (pair.x, pair.y))] if self.shared else [(0, (pair.x,)), (1, (pair.y,))]:
+            set_scale(net.side(side), *matrices)
             if self.noise is not None:
-                net.side(m).log_noise.requires_grad_(False).fill_(float(np.log(self.noise)))
+                net.side(side).log_noise.requires_grad_(False).fill_(float(np.log(self.noise)))
         if self.init == "linear" and self.map != "mlp":
             start_linear(net, pair)
         net.to(generator.device)
         self._held = Held(net, pair, rows, generator.device)
+        net.latents.flow.solve(*self._held.training_latents())
         self._step, self._sorted = 0, net.latents.logits is not None or self.mask == "fixed"
         return rows.train_x, rows.train_y
 
@@ -199,8 +200,8 @@ class SparseMixing(TrainedTranslator):
             if self.alpha and not (self.shared and m == TARGET):
                 losses[f"sparse{m}"] = self._strength(step) * self._sparsity(m, z)
         if self.weight_match:
-            sizes = [torch.full((len(e),), i, device=e.device) for i, e in enumerate(noises)]
-            losses["match"] = self.weight_match * between_domains(torch.cat(noises), torch.cat(sizes))
+            domains = torch.cat([u for _, _, u in sides])
+            losses["match"] = self.weight_match * between_domains(torch.cat(noises), domains)
         if self.module_.latents.logits is not None:
             losses["mask"] = self.weight_mask * self.module_.latents.share()
         if len(batch.xa) and self.weight_anchor:
