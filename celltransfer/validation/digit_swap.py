@@ -11,8 +11,9 @@ random target picture, which is always coherent and right for either task half o
 the autoencoder, the most that coherence can be.
 
 Size: 10,000 pictures of MNIST have some 2,100 zeros and ones; six tenths are trained on, half of them in either domain.
-The paper has 5,000 of each digit in each domain. Tuning, on one seed that is not reported: the discrepancy, steps, and
-the autoencoder's epochs.
+The paper has 5,000 of each digit in each domain. Tuning, on one seed that is not reported: the autoencoder and its
+epochs; the GAN is the paper's. Matched by MMD instead, the plain cost solves task 1 for 59 % of the pictures there and
+task 2 for 36 %.
 """
 
 from __future__ import annotations
@@ -45,8 +46,7 @@ SIDE, DIGIT, LATENTS = 64, 32, 128
 TRAIN = 0.6
 SHOWN = 10
 CYCLE, PLAIN, SEMANTIC = "CycleGAN", "transport, plain cost", "transport, cost from positions"
-GAN_PLAIN, GAN_SEMANTIC = "transport, plain cost, GAN", "transport, cost from positions, GAN"
-ARMS = (CYCLE, PLAIN, SEMANTIC, GAN_PLAIN, GAN_SEMANTIC)
+ARMS = (CYCLE, PLAIN, SEMANTIC)
 RANDOM, DECODED = "control: a random target picture", "control: targets through the autoencoder"
 
 
@@ -140,11 +140,11 @@ class DigitSwap(Suite):
             cycle.gain = 0.01
             return cycle.fit(x, y, seed=seed, trainer=trainer), {}
         weights = None
-        if arm in (SEMANTIC, GAN_SEMANTIC):
+        if arm == SEMANTIC:
             places = np.concatenate([data.source.right, data.target.right])
             weights = cost_weights_from(np.vstack([x, y]), places, seed=seed).tolist()
-        own: dict[str, Any] = {"discrepancy": "gan"} if arm in (GAN_PLAIN, GAN_SEMANTIC) else {}
-        model = Dont(start="identity", steps=9, cost_weights=weights, **own).fit(x, y, seed=seed, trainer=trainer)
+        model = Dont(start="identity", discrepancy="gan", steps=9, cost_weights=weights)
+        model.fit(x, y, seed=seed, trainer=trainer)
         told: Scores = {name: model.result_.history[name][-1][1] for name in ("round_trip", "arrived")}
         return model, told | {"cheap": 0.0 if weights is None else float(np.sum(np.array(weights) < 1))}
 

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 POINTS, FRESH = 1500, 600
 BLOBS, RADIUS, SPREAD = 6, 2.0, 0.25
 SHIFT = np.array([2.5, 1.0])
+# Steps of training.
+TRAINED, TRAINED_FULL = 400, 3000
 # Steps of the maps, and width of their hidden layer.
 STEPS, HIDDEN = 5, (64,)
 GAINS = (0.01, 1.0, 2.0, 3.0)
@@ -98,7 +100,7 @@ class GainStudy(Suite):
 
     def _fit(self, arm: str, gain: float, data: Arrays, seed: int) -> tuple[TrainedTranslator, TrainedTranslator]:
         """The fitted map, and the same before its first step."""
-        steps = 3000 if self.full else 400
+        steps = TRAINED_FULL if self.full else TRAINED
         found = []
         for most in (steps, 0):
             trainer = Trainer(max_steps=most, device=self.device, progress=False, batch_size=200, check_every=100)
