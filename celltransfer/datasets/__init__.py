@@ -42,6 +42,7 @@ __all__ = [
     "available",
     "bunny",
     "digits",
+    "faces_utk32",
     "fashion_mnist",
     "list",
     "load",
@@ -219,6 +220,21 @@ def usps() -> AnnData:
     Hull 1994, IEEE Transactions on Pattern Analysis and Machine Intelligence 16:550.
     """
     return load("usps")
+
+
+def faces_utk32() -> AnnData:
+    """Faces: 2,000 women and 1,892 men of 18 to 60 years from UTKFace, 32 x 32 grey pixels.
+
+    ``obs``: ``label`` (1 is male), ``sex``, ``age`` and ``split`` (3,092 train, 800 test, random).
+
+    Non-commercial research only, and not to be published: nothing is downloaded. The prepared ``faces_utk32.npz`` has
+    to stand beside the folder that ``settings.data_mirror`` names.
+
+    References
+    ----------
+    Zhang, Song & Qi 2017, CVPR, arXiv:1702.08423.
+    """
+    return load("faces_utk32")
 
 
 def fashion_mnist() -> AnnData:

@@ -29,6 +29,9 @@ SHOES = (5, 7, 9)
 
 _DIGITS_MAX = 16
 
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in grey (ITU-R BT.601)."""
+
 
 def mnist(files: Files) -> AnnData:
     """Build :func:`celltransfer.datasets.mnist`."""
@@ -76,6 +79,25 @@ def _fashion_upstream(files: Files) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     split = np.repeat([*parts], [len(labels) for _, labels in parts.values()])
     pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts.values(), strict=True))
     return pixels, labels, split
+
+
+def faces_utk32(files: Files) -> AnnData:
+    """Build :func:`celltransfer.datasets.faces_utk32` from the prepared file; the upstream folder is not read."""
+    path = next(iter(files.values()))
+    if path.suffix != ".npz":
+        raise DatasetError(
+            "'faces_utk32': only the prepared faces_utk32.npz is read, beside the folder that CELLTRANSFER_DATA_MIRROR "
+            "names."
+        )
+    with np.load(path, allow_pickle=False) as arrays:
+        colour, male, age, split = (arrays[name] for name in ("images", "male", "age", "split"))
+    grey = np.rint(colour.astype(np.float64) @ LUMINANCE).astype(np.uint8)
+    columns = {
+        "split": pd.Categorical(split),
+        "sex": pd.Categorical(np.where(male == 1, "male", "female")),
+        "age": age.astype(np.int64),
+    }
+    return _image_set("faces_utk32", grey, male, columns)
 
 
 def digits() -> AnnData:

@@ -61,6 +61,7 @@ _SUITES = {
     "moons": "celltransfer.validation.moons:Moons",
     "meshes": "celltransfer.validation.meshes:Meshes",
     "latents": "celltransfer.validation.latents:Latents",
+    "faces": "celltransfer.validation.faces:Faces",
     "gain_study": "celltransfer.validation.gain_study:GainStudy",
     "digit_swap": "celltransfer.validation.digit_swap:DigitSwap",
 }

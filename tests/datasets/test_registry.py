@@ -10,7 +10,7 @@ from celltransfer.datasets import registry
 from celltransfer.errors import ConfigError, DatasetError
 
 CELLS = ["a549_scicar", "a549_scicar_peaks", "pbmc10k_cite", "pbmc68k_panels", "scgem", "simulate", "snare_cortex"]
-IMAGES = ["digits", "fashion_mnist", "mnist", "usps"]
+IMAGES = ["digits", "faces_utk32", "fashion_mnist", "mnist", "usps"]
 TABLES = ["weather_hannover"]
 MESHES = ["armadillo", "bunny"]
 NAMES = sorted(CELLS + IMAGES + TABLES + MESHES)
