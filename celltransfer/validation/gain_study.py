@@ -171,13 +171,15 @@ class GainStudy(Suite):
         """Pairs of the first seed, moved, and the laws on the way along the line."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(4 * len(ARMS), 12), layout="constrained")
+        figure = Figure(figsize=(3 * len(ARMS), 10), layout="constrained")
         axes = figure.subplots(4, len(ARMS))
         for j, arm in enumerate(ARMS):
             for i, (task, gain) in enumerate(((MOVED, SMALL), (MOVED, LARGE), (LINE, SMALL), (LINE, MIDDLE))):
                 found = arrays.get(label({"task": task, "arm": arm, "gain": gain, "seed": 0}))
-                if found is not None:
-                    (_pairs if task == MOVED else _laws)(axes[i, j], found)
+                if found is None:
+                    axes[i, j].axis("off")
+                    continue
+                (_pairs if task == MOVED else _laws)(axes[i, j], found)
                 axes[i, j].set_title(f"{arm}, gain {gain:g}", fontsize=9)
         return figure
 
@@ -278,7 +280,7 @@ def _control(arm: str, data: Arrays) -> np.ndarray:
 
 
 def _pairs(ax: Any, found: Arrays) -> None:
-    points, some = found["path"], slice(0, 150)
+    points, some = found["path"], slice(0, 100)
     ax.plot(points[:, some, 0], points[:, some, 1], color="0.7", lw=0.5)
     for at, colour in ((0, "C1"), (-1, "C0")):
         ax.plot(points[at, some, 0], points[at, some, 1], ".", ms=3, color=colour)
