@@ -48,6 +48,30 @@ def report(rows: pd.DataFrame, by: str = "method") -> str:
     return "\n".join(parts) + "\n"
 
 
+def judge_again(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the estimates and levels that the installed version concludes from their evidence.
+
+    Rows without evidence of what the fit expects of itself, and those of methods whose level rests on a test of
+    alignment, stay as they are.
+    """
+    from celltransfer.metrics.estimate import conclude, estimate
+
+    again = rows.copy()
+    if "evidence_self_rank" not in rows:
+        return again
+    concluded = rows["evidence_self_rank"].notna() & (rows["status"] == "ok")
+    if "alignment" in rows:
+        concluded &= rows["alignment"].isna()
+    for index, row in rows[concluded].iterrows():
+        known = row.filter(like="evidence_").dropna()
+        evidence = {str(name).removeprefix("evidence_"): float(value) for name, value in known.items()}
+        evidence |= estimate(evidence)
+        for name, value in evidence.items():
+            again.loc[index, f"evidence_{name}"] = value
+        again.loc[index, "verdict"] = conclude(evidence)[0]
+    return again
+
+
 def judged(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with a verdict and a true score."""
     if "verdict" not in rows:

@@ -232,13 +232,16 @@ def draw_curves(
 
 @benchmark_app.command("verdicts")
 def judge_verdicts(
-    results: Folder, by: Annotated[str, typer.Option(help="Column to split by: method, dataset or k.")] = "method"
+    results: Folder,
+    by: Annotated[str, typer.Option(help="Column to split by: method, dataset or k.")] = "method",
+    again: Annotated[bool, typer.Option(help="Conclude anew from the evidence, as this version would.")] = False,
 ) -> None:
     """Hold the verdicts against the truth: confusion table, order, intervals."""
     with session():
         from celltransfer.benchmark import load, verdicts
 
-        print(verdicts.report(load(results), by), end="")
+        rows = load(results)
+        print(verdicts.report(verdicts.judge_again(rows) if again else rows, by), end="")
 
 
 @benchmark_app.command("slices")

@@ -163,6 +163,25 @@ def test_confusion_counts_runs() -> None:
     assert verdicts.confusion(rows).empty
 
 
+def test_verdicts_are_concluded_anew_from_their_evidence() -> None:
+    rows = _judged(6)[:3].assign(
+        evidence_self_rank=[0.1, 0.5, np.nan],
+        evidence_n_anchors=10.0,
+        evidence_held_out_anchors=10.0,
+        evidence_reference_cells=1000.0,
+        evidence_held_out_rank=[0.05, 0.6, np.nan],
+        evidence_held_out_sd=0.1,
+        evidence_twin_disagreement=0.0,
+        verdict="ambiguous",
+    )
+    again = verdicts.judge_again(rows)
+    assert list(again["verdict"]) == ["identified", "failed", "ambiguous"]
+    assert again["evidence_foscttm_estimate"][0] < 0.2 < again["evidence_foscttm_estimate"][1]
+    assert again["evidence_foscttm_estimate"][2] == rows["evidence_foscttm_estimate"][2]
+    assert list(rows["verdict"]) == ["ambiguous"] * 3
+    pd.testing.assert_frame_equal(verdicts.judge_again(_judged()), _judged())
+
+
 def test_good_evidence_beats_the_trivial_predictor() -> None:
     table = verdicts.predictors(_judged())
     estimate, flipped = table.loc["foscttm_estimate"], table.loc["reversed"]
