@@ -36,11 +36,16 @@ KEY, BEFORE, AFTER = "treatment_time", 0, 3
 SEEDS = range(5)
 # Genes called different: so many of either list with the smallest p-values.
 TOP = 50
-DONT: dict[str, dict[str, Any]] = {
-    "dont": {},
-    "dont, GAN": {"discrepancy": "gan"},
-    "dont, Sinkhorn": {"discrepancy": "sinkhorn"},
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dont": ("dont", {}),
+    "dont, GAN": ("dont", {"discrepancy": "gan"}),
+    "dont, Sinkhorn": ("dont", {"discrepancy": "sinkhorn"}),
+    "sparse mixing": ("sparse_mixing", {"shared": True}),
+    "sparse mixing, GAN": ("sparse_mixing", {"shared": True, "form": "gan"}),
 }
+# Figures of a fit that are kept where its history has them.
+FIGURES = ("arrived", "round_trip", "lipschitz")
+ARITHMETIC = "arithmetic in the autoencoder (scGen)"
 IDENTITY, SHIFT, GAUSSIAN = "control: identity", "mean shift (latent arithmetic)", "gaussian transport"
 CEILING, MEASURED = "control: other real cells, decoded", "control: other real cells, as measured"
 
@@ -74,8 +79,8 @@ def main() -> None:
 def one_seed(seed: int) -> list[dict[str, Any]]:
     """Scores of all methods and controls."""
     parts = divide(ct.datasets.a549_scicar_peaks()["rna"], seed)
-    models = {name: fitted(parts, seed, options) for name, options in DONT.items()}
-    recipe = models["dont"].recipes[models["dont"].source]
+    models = {name: fitted(parts, seed, *what) for name, what in METHODS.items()}
+    recipe = next(recipe for model in models.values() for recipe in model.recipes.values())
     latent = {
         name: np.asarray(recipe.transform(cells)) for name, cells in zip(Parts._fields[1:], parts[1:], strict=True)
     }
@@ -89,10 +94,9 @@ def one_seed(seed: int) -> list[dict[str, Any]]:
         found[name] = model.latent(parts.before)
         notes[name] = {
             "seconds": model.result_.seconds + time.perf_counter() - started,
-            "arrived": model.result_.history["arrived"][-1][1],
-            "round_trip": model.result_.history["round_trip"][-1][1],
-            "lipschitz": model.result_.history["lipschitz"][-1][1],
-        }
+        } | {name: model.result_.history[name][-1][1] for name in FIGURES if name in model.result_.history}
+    if "sparse mixing" in models:
+        found[ARITHMETIC] = _arithmetic(models["sparse mixing"].translator, trained, latent["before"])
     real = [recipe.normalize(cells) for cells in (parts.before, parts.judge, parts.other)]
     real = [cells.toarray() if hasattr(cells, "toarray") else np.asarray(cells) for cells in real]
     truth = different(real[0], real[1])
@@ -116,11 +120,11 @@ def divide(rna: AnnData, seed: int) -> Parts:
     return Parts(fit, *(rna[rows[:size]].copy() for rows in (before[split:], thirds[1], thirds[2])))
 
 
-def fitted(parts: Parts, seed: int, options: dict[str, Any]) -> ct.TransferModel:
-    """Transport from the first condition to the second."""
+def fitted(parts: Parts, seed: int, method: str, options: dict[str, Any]) -> ct.TransferModel:
+    """A translation of the first condition into the second."""
     trainer = Trainer(device="cpu", progress=False)
     return ct.fit(
-        parts.fit, recipes="rna", anchors=0, method="dont", seed=seed, trainer=trainer, verdict=False, **options
+        parts.fit, recipes="rna", anchors=0, method=method, seed=seed, trainer=trainer, verdict=False, **options
     )
 
 
@@ -178,6 +182,14 @@ def _gaussian(trained: list[np.ndarray], cells: np.ndarray) -> np.ndarray:
     known = [value.double().numpy() for side in trained for value in moments(torch.as_tensor(side))]
     w, b = moment_map(*known)
     return (cells @ w.T + b).astype(np.float32)
+
+
+def _arithmetic(translator: Any, trained: list[np.ndarray], cells: np.ndarray) -> np.ndarray:
+    """Latents of the cells plus the difference of the conditions' means, decoded (Lotfollahi et al. 2019)."""
+    side = translator.module_.side(0)
+    with torch.no_grad():
+        z, before, after = (side.encode(torch.as_tensor(x))[0] for x in (cells, *trained))
+        return side.expected(z + after.mean(0) - before.mean(0)).numpy()
 
 
 if __name__ == "__main__":
