@@ -56,13 +56,13 @@ class Constants:
 
 
 FITTED = Constants(
-    intercept=0.033,
-    slope=0.938,
-    spread=(0.096, 0.08, 0.114),
-    shift=(0.0, -0.022, -0.033),
-    error=(0.125, 0.107, 0.047),
-    exponents=(0.6, 0.95),
-    strength=30,
+    intercept=0.047,
+    slope=0.904,
+    spread=(0.097, 0.097, 0.116),
+    shift=(0.005, -0.023, -0.038),
+    error=(0.148, 0.106, 0.046),
+    exponents=(0.55, 0.9),
+    strength=25,
 )
 
 
