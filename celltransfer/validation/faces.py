@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-SIZE, STEPS, DRAWN = 16, 1200, 6
+SIZE, STEPS, DRAWN = 16, 600, 6
 OURS, UNMASKED, DENSE, VAE = "CG-GAN", "CG-GAN-M, all style", "CG-GAN, not sparse", "CG-VAE"
 SHIFT, IDENTITY, REAL = "mean shift", "control: not moved", "ceiling: other real faces"
 _GAN: dict[str, Any] = {
@@ -96,7 +96,7 @@ class Faces(Suite):
             return y[rows], y[rows]
         f = SparseMixing(**ARMS[arm])
         trainer = Trainer(
-            max_steps=STEPS * (20 if self.full else 1),
+            max_steps=STEPS * (40 if self.full else 1),
             check_every=100,
             patience=float("inf"),
             device=self.device,
