@@ -61,12 +61,12 @@ _QUICK = {"n_starts": 4}
 # What a condition alone says is sure, and most of it: a little of the matchings beside it can help and hardly hurts.
 _OTHERS = [Candidate("ridge", "ridge", {}, 0.0), Candidate("condition mean", "condition_mean", {}, 7.0)]
 _ANCHORED = {"weight_anchors": 0.5, "penalty": 3.0, "n_starts": 0}
-# With few anchors a matching may end in a wrong optimum, so several are averaged.
+# With few anchors a matching may end in a wrong optimum, so more starts are tried, and several matchings averaged.
+_MANY = {"n_starts": 64}
 TRIED_FEW = [
-    Candidate("consensus", "consensus", {}, 0.25, _QUICK),
-    Candidate("consensus again", "consensus", {}, 0.25, _QUICK),
-    Candidate("fine consensus", "consensus", _FINE, 0.25, _QUICK),
-    Candidate("medium consensus", "consensus", {"powers": (0.25, 0.25)}, 0.25, _QUICK),
+    Candidate("consensus", "consensus", {}, 1 / 3, _QUICK),
+    Candidate("fine consensus", "consensus", _FINE | _MANY, 1 / 3, _QUICK),
+    Candidate("medium consensus", "consensus", {"powers": (0.25, 0.25)} | _MANY, 1 / 3, _QUICK),
     *_OTHERS,
 ]
 

@@ -224,11 +224,10 @@ def test_names_come_in_a_list():
         make("auto", methods="ridge").fit(*cells(6))
 
 
-def test_matchings_of_few_anchors_start_from_seeds_of_their_own():
+def test_matchings_of_few_anchors_are_averaged_and_kept_for_the_verdict():
     x, y, anchors = cells(1, n=60, m=50)
     f = make("auto").fit(x, y, anchors)
     first, second = (member.translate(x) for member in f.members_[:2])
-    assert f.members_[0].get_config() == f.members_[1].get_config()
     assert not np.array_equal(first, second)
     alone = [repeat.translate(x) for repeat in f.repeats_]
     np.testing.assert_allclose(np.mean(alone, axis=0), f.translate(x), atol=1e-4)
