@@ -64,6 +64,7 @@ _SUITES = {
     "faces": "celltransfer.validation.faces:Faces",
     "gain_study": "celltransfer.validation.gain_study:GainStudy",
     "digit_swap": "celltransfer.validation.digit_swap:DigitSwap",
+    "faces_interpolation": "celltransfer.validation.faces_interpolation:FacesInterpolation",
 }
 
 

@@ -76,29 +76,34 @@ class Domains(NamedTuple):
 class Autoencoder(nn.Module):
     """Convolutions from 64 over 16 and 8 to 4 pixels a side, a linear layer to the latents, and the same way back."""
 
+    side: ClassVar[int] = SIDE
+    strides: ClassVar[tuple[int, ...]] = (4, 2, 2)
+    latents: ClassVar[int] = LATENTS
+
     def __init__(self, width: int) -> None:
         super().__init__()
         widths = (1, width, 2 * width, 4 * width)
         down: list[nn.Module] = []
         up: list[nn.Module] = []
-        for a, b, stride in zip(widths, widths[1:], (4, 2, 2), strict=False):
+        for a, b, stride in zip(widths, widths[1:], self.strides, strict=False):
             down += [nn.Conv2d(a, b, 2 * stride, stride, stride // 2), nn.BatchNorm2d(b), nn.LeakyReLU(0.2)]
             back = nn.ConvTranspose2d(b, a, 2 * stride, stride, stride // 2)
             up = [back, nn.BatchNorm2d(a), nn.LeakyReLU(0.2), *up]
         flat = widths[-1] * 16
-        self.encoder = nn.Sequential(nn.Unflatten(1, (1, SIDE, SIDE)), *down, nn.Flatten(), nn.Linear(flat, LATENTS))
+        rows = nn.Unflatten(1, (1, self.side, self.side))
+        self.encoder = nn.Sequential(rows, *down, nn.Flatten(), nn.Linear(flat, self.latents))
         self.decoder = nn.Sequential(
-            nn.Linear(LATENTS, flat), nn.Unflatten(1, (widths[-1], 4, 4)), *up[:-2], nn.Flatten(), nn.Tanh()
+            nn.Linear(self.latents, flat), nn.Unflatten(1, (widths[-1], 4, 4)), *up[:-2], nn.Flatten(), nn.Tanh()
         )
 
     @torch.no_grad()
     def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """Latents, shape (n, 128)."""
+        """Latents, shape (n, latents)."""
         return torch.cat([self.encoder(part) for part in torch.as_tensor(pixels).split(500)]).numpy()
 
     @torch.no_grad()
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Pixels, shape (n, 4096)."""
+        """Pixels, shape (n, side * side)."""
         return torch.cat([self.decoder(part) for part in torch.as_tensor(latents).split(500)]).numpy()
 
 
