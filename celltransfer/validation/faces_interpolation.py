@@ -140,7 +140,7 @@ class FacesInterpolation(Suite):
     name = "faces_interpolation"
     title = "Female faces to male ones and back, step by step"
     reference = "Dynamic optimal neural translation, section 3.2 and figure 4, at 32 x 32 grey pixels."
-    seeds: ClassVar[int] = 5
+    seeds: ClassVar[int] = 3
 
     def jobs(self, seeds: int | None) -> list[Job]:
         """Every arm with every seed."""
@@ -181,7 +181,7 @@ class FacesInterpolation(Suite):
             weights = np.where(np.abs(together) > CORRELATION, 0.01, 1.0)
         model = Dont(start="identity", discrepancy="gan", steps=STEPS, cost_weights=weights.tolist(), **firm)
         model.fit(x, y, seed=seed, trainer=trainer)
-        told = {"arrived": model.result_.history["arrived"][-1][1], "cheap": float((weights < 1).sum())}
+        told: Scores = {"arrived": model.result_.history["arrived"][-1][1], "cheap": float((weights < 1).sum())}
         return Way(lambda z: model.path(z, TIMES.tolist()), model.inverse, told)
 
     def table(self, rows: pd.DataFrame) -> pd.DataFrame:
