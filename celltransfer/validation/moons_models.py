@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from torch.nn.utils.parametrizations import spectral_norm
 
+from celltransfer.losses import discrepancy
 from celltransfer.nn import flows
 from celltransfer.train.loop import seeded
 
@@ -37,16 +38,8 @@ def fit(method: str, x: Tensor, y: Tensor, *, seed: int, watch: Watch, **setting
 
 
 def mmd(a: Tensor, b: Tensor, widths: Sequence[float]) -> Tensor:
-    """Squared maximum mean discrepancy of two samples, (n, d) and (m, d): Gaussian kernels of these widths, summed.
-
-    The unbiased estimate, which falls around 0 where both samples come from one law.
-    """
-    n, m = len(a), len(b)
-    total = a.new_zeros(())
-    for width in widths:
-        aa, bb, ab = (torch.exp(-torch.cdist(u, v).square() / (2 * width**2)) for u, v in ((a, a), (b, b), (a, b)))
-        total = total + (aa.sum() - n) / (n * (n - 1)) + (bb.sum() - m) / (m * (m - 1)) - 2 * ab.mean()
-    return total
+    """Squared maximum mean discrepancy of two samples, summed over kernels of these widths."""
+    return len(widths) * discrepancy.mmd(a, b, widths, unit=1.0)
 
 
 def emd(a: Tensor, b: Tensor, power: int = 2) -> Tensor:
