@@ -70,7 +70,7 @@ def _run(sides: list[AnnData], seed: int, iteration: int, batch: int) -> None:
 def _scaled(adata: AnnData, values: str, domain: int) -> AnnData:
     options: dict[str, Any] = {"n_top_features": N_FEATURES} if values in ("rna", "atac") else {}
     z = dense(Recipe(values, n_components=None, **options).fit(adata).transform(adata))
-    side = ad.AnnData(MinMaxScaler().fit_transform(z).astype(np.float32))
+    side = ad.AnnData(MinMaxScaler().fit_transform(z).clip(0, 1).astype(np.float32))
     side.obs_names = adata.obs_names
     side.obs["domain_id"] = pd.Categorical([domain] * side.n_obs)
     side.obs["source"] = f"domain {domain}"
