@@ -2,9 +2,9 @@
 
 Small grey faces of 32 x 32 pixels stand for the paper's CelebA. Transport takes place in the latent space of an
 autoencoder that knows faces and no label: with the plain cost, and with the cost from semantics (latents that a sparse
-linear classifier of the sex uses move cheaply). Twice more the cost is firm, as in ``digit_swap``: it weighs ten times
-as much, on all latents alike, or less on those that are correlated with the sex. CycleGAN has maps of the same residual
-steps. Every step is decoded.
+linear classifier of the sex uses move cheaply). Twice more the cost is firm, as in ``digit_swap``: it weighs a hundred
+times as much, on all latents alike or less on those that are correlated with the sex. CycleGAN has maps of the same
+residual steps. Every step is decoded.
 
 A network that was trained on the sex and the age group of real faces judges what is seen: whether the sex has changed,
 whether it does so steadily along the path, and whether the age group stays. Whether a face is still the same one is
@@ -202,7 +202,7 @@ class FacesInterpolation(Suite):
             "AUC, middle": ("auc_middle", 2),
             "AUC, middle, pixels": ("auc_pixels", 2),
             "score rises at every step": ("steady", 2),
-            "round trip": ("round_trip", 6),
+            "round trip": ("round_trip", 7),
         }
         groups = list(rows.groupby("arm", sort=False))
         found = {
