@@ -122,7 +122,7 @@ class Auto(Translator):
             self.members_.append(_fitted(each.method, each.options, pair, seed + SEED_STEP * i, limited))
         candidates, status, notes = self._sound(pair, candidates)
         self.weights_ = np.array([each.prior for each in candidates])
-        self.left_out_, self.repeats_ = None, self._alone(pair)
+        self.left_out_ = None
         if comparing and clock.left() > clock.elapsed():
             try:
                 folds = self._folds(pair, candidates, seed, limits, clock)
@@ -130,8 +130,11 @@ class Auto(Translator):
                 status, folds = Status.INTERRUPTED, []
             if folds:
                 notes[0] = self._weigh(pair, candidates, folds, seed)
+        self.repeats_ = self._alone(pair)
         if clock.left() == 0 and status is not Status.INTERRUPTED:
             status = Status.MAX_TIME
+        if limits.checkpoint_dir is not None:
+            notes.append("No checkpoint was written: candidates are fitted in seconds, and all of them again.")
         result = self.members_[0].result_
         return FitResult(
             status,

@@ -41,8 +41,8 @@ COMPARED, FEWEST = 600, 20
 GROMOV = (500, 250)
 # Share of their weight that anchors keep beside links, which orient the map: single pairs add more noise than news.
 BESIDE_LINKS = 0.1
-# What the Gromov-Wasserstein start may take by itself; where less time is left it is left out.
-GROMOV_SECONDS = 10.0
+# What that start takes at most, on a busy core; where less time is left it is left out, which is said.
+GROMOV_SECONDS = (5.0, 2.0)
 # Lengths of the random parts of starts, in lengths of what the anchors say.
 SPREADS = (0.2, 0.5, 1.0)
 # How alike two rounds of the refinement must translate for the fit to have converged.
@@ -210,7 +210,7 @@ class Consensus(Translator):
         # Its regression between thousands of raw features would take minutes.
         narrow = max(pair.x.shape[1], pair.y.shape[1]) < coupling.WIDE
         if len(clouds.groups) == 1 and narrow:
-            in_time = clock.left() > GROMOV_SECONDS
+            in_time = clock.left() > GROMOV_SECONDS[k >= FEW_ANCHORS]
             yield _gromov_map(pair, clouds, int(rng.integers(2**31))) if in_time else None
         n_starts = self.n_starts if self.n_starts is not None else (24 if k < FEW_ANCHORS else 8)
         for i in range(n_starts):

@@ -44,7 +44,7 @@ def test_one_anchor_and_the_shapes_find_what_one_anchor_does_not():
 
 
 def test_random_starts_alone_find_what_one_anchor_does_not(monkeypatch):
-    monkeypatch.setattr(consensus, "GROMOV_SECONDS", np.inf)  # no time for other shapes
+    monkeypatch.setattr(consensus, "GROMOV_SECONDS", (np.inf, np.inf))  # no time for other shapes
     x, y, anchors, truth = planted(1)
     f = make("consensus", n_starts=10).fit(x, y, anchors)
     assert len(f.result_.history["cost"]) == 11
@@ -119,7 +119,7 @@ def test_time_limits_leave_a_usable_map():
 def test_a_start_left_out_for_lack_of_time_is_said(monkeypatch):
     x, y, anchors, _ = planted(8, n=80)
     whole = make("consensus", n_starts=1).fit(x, y, anchors).result_
-    monkeypatch.setattr(consensus, "GROMOV_SECONDS", np.inf)
+    monkeypatch.setattr(consensus, "GROMOV_SECONDS", (np.inf, np.inf))
     short = make("consensus", n_starts=1).fit(x, y, anchors).result_
     assert whole.status is not Status.MAX_TIME
     assert short.status is Status.MAX_TIME
