@@ -147,7 +147,8 @@ def examine(
         ``held_out_anchors``, ``held_out_rank``, ``held_out_sd``: anchors that a refit did not see, and mean and
         standard deviation over them of their rank as in FOSCTTM: the share of target cells nearer to the translation
         than the true partner, and of translated source cells nearer to the partner than its own translation; the same
-        ``_within_condition`` where conditions are known. At least three anchors are needed.
+        ``_within_condition`` where conditions are known. At least three anchors are needed, and cells enough beside
+        them: where anchors are most of fewer cells than twice the features, none is left out.
 
         ``refit_disagreement``: FOSCTTM of the fit's translations against those of the refits (without some of the
         anchors; with fewer than three, on halves of the cells with all anchors, or from other starts).
@@ -174,7 +175,7 @@ def examine(
     f, y = centred(readout.place(features)), readout.cells(rows[1])
     centre = readout.place(features).mean(axis=0)
     seen = _View(pair, readout, rows, f, y)
-    left_out = pair.n_anchors >= max(MIN_ANCHORS, translator.min_anchors + 1)
+    left_out = pair.n_anchors >= max(MIN_ANCHORS, translator.min_anchors + 1) and not _anchors_span_cells(pair)
     refitted, ranks, missed = (
         _left_out(seen, refit, rng, max_folds, translator.left_out_)
         if left_out
@@ -213,6 +214,16 @@ class _View:
     def refit_rows(self) -> np.ndarray:
         """Source cells that refits translate: the first of them."""
         return self.rows[0][:REFIT_CELLS]
+
+
+def _anchors_span_cells(pair: ModalityPair) -> bool:
+    """Whether anchors are most of so few cells that features were fitted to them: left out, none is new.
+
+    With no more cells than centred components, every cell is minus the sum of the others, and so is its partner: any
+    linear map of the others finds it, in pure noise.
+    """
+    sides = (pair.n_source, pair.x.shape[1]), (pair.n_target, pair.y.shape[1])
+    return any(n < 2 * width and pair.n_anchors > n / 2 for n, width in sides)
 
 
 def _actual(pair: ModalityPair, readout: Readout) -> np.ndarray | None:

@@ -150,10 +150,12 @@ def conclude(evidence: dict[str, float]) -> tuple[str, list[str]]:
     high = evidence["foscttm_high"]
     reasons = [_found(evidence)]
     twins = evidence["twin_disagreement"] > TWIN_LIMIT
+    checked = evidence["held_out_anchors"] >= FEW_ANCHORS
     if twins:
         reasons.append(
             f"Another map matches the target cells and the anchors as well and disagrees by "
-            f"{evidence['twin_disagreement']:.2f} (FOSCTTM between the two): nothing but more anchors tells them apart."
+            f"{evidence['twin_disagreement']:.2f} (FOSCTTM between the two): nothing but anchors tells them apart"
+            f"{', and those left out speak for this one.' if checked and high < USABLE_FOSCTTM else '.'}"
         )
     if evidence["foscttm_estimate"] - (high - evidence["foscttm_estimate"]) * Z_FAILED / Z > USABLE_FOSCTTM:
         chance = " It may be no better than chance." if high >= 0.5 else ""
@@ -164,7 +166,7 @@ def conclude(evidence: dict[str, float]) -> tuple[str, list[str]]:
         alone = "Without any anchor, nothing tells a map from others that match as well."
         few = "No anchor was left to check it, and a wrong pair would not show."
         return "ambiguous", [*reasons, few if evidence["n_anchors"] else alone]
-    if twins and evidence["held_out_anchors"] < FEW_ANCHORS:
+    if twins and not checked:
         return "ambiguous", reasons
     inside = evidence.get("foscttm_high_within_condition")
     if inside is not None and inside >= 0.5:
@@ -183,7 +185,7 @@ def _found(evidence: dict[str, float]) -> str:
     if n:
         return f"Left-out anchors ({n:.0f}) and the clouds of cells give an estimated {interval}."
     k = evidence["n_anchors"]
-    return (
-        f"{k:.0f} anchor pair{'s' if k != 1 else ''} cannot be cross-validated (at least {MIN_ANCHORS} are needed). "
-        f"The clouds of cells alone suggest a {interval}."
-    )
+    why = f"{k:.0f} anchor pair{'s' if k != 1 else ''} cannot be cross-validated (at least {MIN_ANCHORS} are needed)."
+    if k >= MIN_ANCHORS:
+        why = "Anchors are most of the few cells that the features were fitted to, so that none is new when left out."
+    return f"{why} The clouds of cells alone suggest a {interval}."

@@ -161,3 +161,20 @@ def test_a_condition_without_other_cells_says_nothing():
     np.testing.assert_array_equal(diagnostics._share_nearer(similarity, near, among), [0.5, np.nan])
     ranks = np.column_stack([np.full(4, 0.2), [0.1, np.nan, np.nan, np.nan], np.full(4, 0.2)])
     assert "held_out_rank_within_condition" not in diagnostics._summary(ranks, 100)
+
+
+@pytest.mark.parametrize(("n", "k"), [(8, 8), (20, 20), (40, 38)])
+def test_noise_is_not_identified_where_the_components_were_fitted_to_the_anchors(n, k):
+    rng = np.random.default_rng(n)
+
+    def components():
+        """Centred principal components, of which there are as many as cells allow."""
+        values = rng.normal(size=(n, 60))
+        left, lengths, _ = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)
+        return (left * lengths)[:, : n - 1]
+
+    pair = ModalityPair(components(), components(), np.column_stack([np.arange(k)] * 2))
+    verdict = judge(translators.make("ridge").fit_pair(pair), pair, refit_with("ridge"), max_folds=20)
+    assert verdict.level != "identified"
+    assert verdict.evidence["held_out_anchors"] == 0
+    assert "none is new when left out" in verdict.reasons[0]
