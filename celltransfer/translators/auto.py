@@ -354,6 +354,6 @@ def _comparison(candidates: list[Candidate], ranks: np.ndarray, weights: np.ndar
     )
     return (
         f"Weights by {ranks.shape[1]} left-out anchors (share of target cells nearer than the partner, 0 is best, "
-        f"0.5 chance): {tried}. They start from what is best without any anchor, by {PRIOR_ANCHORS:.0f} anchors' worth, "
-        "and need not sum to 1."
+        f"0.5 chance): {tried}. They start from what is best without any anchor, by {PRIOR_ANCHORS:.0f} anchors' "
+        "worth, and need not sum to 1."
     )
