@@ -207,6 +207,14 @@ def test_wrong_width_is_refused(name):
         fitted(name).translate(np.ones((2, D + 1)))
 
 
+def test_flags_of_classes_are_plain(name):
+    flags = [flag for flag, value in vars(Translator).items() if isinstance(value, bool)]
+    assert "invertible" in flags
+    for flag in flags:
+        assert isinstance(getattr(get(name), flag), bool), flag
+        assert isinstance(getattr(make(name), flag), bool), flag
+
+
 def test_unfitted_is_refused(name):
     with pytest.raises(NotFittedError, match="fit"):
         make(name).translate(np.ones((2, D)))

@@ -58,6 +58,8 @@ def read_links(links: LinksLike, source: AnnData, target: AnnData) -> pd.DataFra
     weights = table["weight"].to_numpy(dtype=np.float64)
     if not np.isfinite(weights).all():
         raise FeatureError(f"{int((~np.isfinite(weights)).sum())} of {len(table)} links have no finite weight.")
+    if len(weights) and not weights.any():
+        raise FeatureError(f"All {len(weights)} links have weight 0, which says nothing; leave them out.")
     return table[weights != 0].reset_index(drop=True)
 
 

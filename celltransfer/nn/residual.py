@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # The way back has arrived where an iteration moves no coordinate further than this.
 ARRIVED = 1e-6
 MOST_ITERATIONS = 200
+# How much further than that it may still move, for points of ordinary size and in proportion for larger ones.
+SLACK = 10.0
 
 
 class Back(NamedTuple):
@@ -27,6 +29,12 @@ class Back(NamedTuple):
     points: Tensor
     residual: float
     iterations: int
+
+    @property
+    def arrived(self) -> bool:
+        """Whether every step came to rest, up to rounding."""
+        size = float(self.points.abs().max()) if len(self.points) else 0.0
+        return self.residual <= SLACK * ARRIVED * max(1.0, size)
 
 
 class ResidualTransport(nn.Module):

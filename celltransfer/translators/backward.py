@@ -11,7 +11,9 @@ from celltransfer.errors import ConfigError
 from celltransfer.translators.base import Arrays, Translator
 
 if TYPE_CHECKING:
-    from celltransfer.data.pair import ModalityPair
+    from collections.abc import Sequence
+
+    from celltransfer.data.pair import Matrix, ModalityPair
     from celltransfer.train.loop import Trainer
     from celltransfer.train.outcome import FitResult
 
@@ -48,6 +50,13 @@ class Backward(Translator):
 
     def _inverse(self, y: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
         return self.forward.translate(y, condition)
+
+    def path(self, x: Matrix, times: Sequence[float]) -> np.ndarray:
+        """None: points on the way lie in the features of the forward direction's target."""
+        raise ConfigError(
+            "The way between source and target is known in the forward direction alone, in the target's features: "
+            "interpolate the model itself and not its backward view."
+        )
 
     def _fit(self, pair: ModalityPair, *, seed: int, trainer: Trainer | None) -> FitResult:
         raise ConfigError("The backward direction is not fitted; fit the translator that it is a view of.")

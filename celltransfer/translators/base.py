@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -183,7 +184,7 @@ class Translator(ABC):
                 f"method={self.name!r} has no inverse here. Fit in the other direction, or use a method that has one: "
                 '"lrmf", or "dont" where source and target share their features.'
             )
-        codes = self._codes_of(y, condition)
+        codes = self._codes_of(y, condition, backward=True)
         return _in_blocks(self._inverse, y, codes, self.n_features_in_, batch_size)
 
     def path(self, x: Matrix, times: Sequence[float]) -> np.ndarray:
@@ -199,12 +200,12 @@ class Translator(ABC):
         """Inverse of `_translate` for one dense block."""
         raise NotImplementedError
 
-    def _codes_of(self, x: Matrix, condition: np.ndarray | None) -> np.ndarray | None:
+    def _codes_of(self, x: Matrix, condition: np.ndarray | None, *, backward: bool = False) -> np.ndarray | None:
         """Condition codes of these cells as `_translate` sees them; raises where cells do not fit the translator."""
         self._check_fitted()
-        n, width = x.shape
-        if width != self.n_features_in_:
-            raise FeatureError(f"The cells have {width} features; this translator was fitted on {self.n_features_in_}.")
+        (n, width), expected = x.shape, self.n_features_out_ if backward else self.n_features_in_
+        if width != expected:
+            raise FeatureError(f"The cells have {width} features; this translator was fitted on {expected}.")
         if condition is not None and len(condition) != n:
             raise ConditionError(f"There are {len(condition)} condition codes for {n} cells.")
         return _recode(condition, self.condition_codes_)
@@ -220,14 +221,18 @@ class Translator(ABC):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON-writable values."""
-        return {name: getattr(self, name) for name in options(type(self))}
+        return {name: _writable(getattr(self, name)) for name in options(type(self))}
+
+    def refit_config(self) -> dict[str, Any]:
+        """Configuration of fits to some of the cells or anchors, which may lack what only this fit was told."""
+        return self.get_config()
 
     def refit(self) -> Translator:
         """An unfitted translator to fit again without some of the anchors.
 
         It may carry over what this fit chose or learned without looking at anchors, and nothing else.
         """
-        return make(self.name, **self.get_config())
+        return make(self.name, **self.refit_config())
 
     def get_state(self) -> Arrays:
         """Everything learned, as named arrays (no objects, so that saved files cannot carry code), copied."""
@@ -268,6 +273,13 @@ class Translator(ABC):
     @abstractmethod
     def _load_state(self, state: Arrays) -> None:
         """Inverse of `_state`."""
+
+
+def _writable(value: Any) -> Any:
+    """An option as JSON can hold it: arrays become lists."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return {name: _writable(inner) for name, inner in value.items()} if isinstance(value, Mapping) else value
 
 
 def _in_blocks(

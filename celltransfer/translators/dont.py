@@ -12,16 +12,17 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim import Adam, Optimizer
 
 from celltransfer.data.pair import Matrix, ModalityPair, dense
-from celltransfer.errors import ConfigError, FeatureError
+from celltransfer.errors import ConfigError, InputError
 from celltransfer.losses.adversarial import discriminator_loss, generator_loss
 from celltransfer.losses.discrepancy import mmd, sinkhorn_divergence
 from celltransfer.nn.blocks import Discriminator, update_average
-from celltransfer.nn.residual import ARRIVED, ResidualTransport, along, kinetic
+from celltransfer.nn.residual import ResidualTransport, along, kinetic
 from celltransfer.pp.transforms import moments
 from celltransfer.train.outcome import FitResult, Status
 from celltransfer.translators import holdout
-from celltransfer.translators.base import make, register
-from celltransfer.translators.placement import STARTS, place
+from celltransfer.translators.base import register
+from celltransfer.translators.dont_options import DISCREPANCIES, check
+from celltransfer.translators.placement import place
 from celltransfer.translators.semantics import cost_weights_from
 from celltransfer.translators.trained import TrainedTranslator
 
@@ -30,16 +31,16 @@ if TYPE_CHECKING:
 
     from celltransfer.data.batches import Batch
     from celltransfer.train.loop import Trainer
-    from celltransfer.translators.base import Translator
+    from celltransfer.translators.base import Arrays
 
-# Discrepancies, and the first weight of the cost: beside one in its own units, and two that are bounded.
-DISCREPANCIES = {"sinkhorn": 1.0, "mmd": 0.1, "gan": 0.1}
 # Held-out cells are reached if no further than this many sampling errors, or this share of a typical distance.
 ERRORS, NEAR = 3.0, 0.02
 # Starts whose singular values spread wider than this are not inverted.
 LARGEST_CONDITION = 1e4
-# Cells that the round trip is tried on.
-TRIED = 500
+# Fewer held-out cells a side than this do not tell whether cells have arrived.
+FEWEST_TOLD = 40
+# Cells that the round trip is tried on, cells a side that costs are taken from, and cells moved at a time.
+TRIED, LABELLED, BLOCK = 500, 2000, 8192
 
 
 class Networks(nn.Module):
@@ -53,6 +54,8 @@ class Networks(nn.Module):
         The steps, and the moving average of their parameters, which translates after training.
     discriminator
         Of target cells against transported ones, during a fit with ``discrepancy="gan"``; otherwise ``None``.
+    undone
+        Whether steps can be undone: they could for held-out cells, or their bound says so where there are too few.
     """
 
     weight: Tensor
@@ -60,6 +63,7 @@ class Networks(nn.Module):
     mean: Tensor
     scale: Tensor
     costs: Tensor
+    undone: Tensor
 
     def __init__(self, transport: ResidualTransport, *, d: int, out: int) -> None:
         super().__init__()
@@ -70,6 +74,7 @@ class Networks(nn.Module):
             self.register_buffer(name, torch.zeros(out))
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("costs", torch.ones(out))
+        self.register_buffer("undone", torch.zeros((), dtype=torch.bool))
 
     def source(self, x: Tensor) -> Tensor:
         """Source cells laid into the space of transport, (batch, d) -> (batch, D)."""
@@ -85,8 +90,14 @@ class Networks(nn.Module):
 
     def back(self, y: Tensor) -> Tensor:
         """Inverse of the whole map, where the start has one."""
-        z = self.average.back(self.target(y)).points - self.offset
-        return torch.linalg.solve(self.weight.T.double(), z.T.double()).T.to(y.dtype)
+        found = self.average.back(self.target(y))
+        if not found.arrived:
+            raise InputError(
+                f"Steps cannot be undone for these {len(y)} cells: the way back still moves by {found.residual:.2g} "
+                "after its last iteration. They may lie where no cell is translated to; or fit with lipschitz=0.9."
+            )
+        z = (found.points - self.offset).cpu().double()  # not every device has double precision
+        return torch.linalg.solve(self.weight.T.cpu().double(), z.T).T.to(y.dtype)
 
 
 @register
@@ -188,11 +199,6 @@ class Dont(TrainedTranslator):
         self.epsilon, self.hidden_discriminator = epsilon, hidden_discriminator
         self.lr, self.lr_discriminator, self.decay = lr, lr_discriminator, decay
 
-    @property
-    def invertible(self) -> bool:  # type: ignore[override]
-        """Whether the start has an inverse, too: equal widths, and no direction that it drops."""
-        return "module_" in self.__dict__ and _has_inverse(self.module_.weight)
-
     def path(self, x: Matrix, times: Sequence[float]) -> np.ndarray:
         """Points on the way at `times`, 0 (the start) to 1 (the translation), shape (times, cells, D), float32.
 
@@ -202,19 +208,27 @@ class Dont(TrainedTranslator):
             Source cells, shape (cells, d).
         times
             Any, between 0 and 1; the path is straight between steps.
+
+        Raises
+        ------
+        ConfigError
+            `times` is empty, or one of them is not between 0 and 1.
         """
         self._codes_of(x, None)
-        with torch.no_grad():
-            net = self.module_
-            points, _ = net.average.path(net.source(torch.as_tensor(dense(x), device=net.mean.device)))
-            return torch.stack([net.features(along(points, t)) for t in times]).cpu().numpy()
+        if not len(times) or not all(0 <= t <= 1 for t in times):
+            raise ConfigError(f"times={list(times)!r}; expected numbers between 0 and 1.")
+        out = np.empty((len(times), x.shape[0], self.n_features_out_), np.float32)
+        for first in range(0, x.shape[0], BLOCK):
+            rows = slice(first, first + BLOCK)
+            out[:, rows] = self._on_the_way(dense(x[rows]), times)
+        return out
 
-    def refit(self) -> Translator:
+    def refit_config(self) -> dict[str, Any]:
         """The same, with the weights of the cost that this fit took from its attribute."""
         config = self.get_config()
         if self.cost_attribute is not None:
             config |= {"cost_attribute": None, "cost_weights": self.module_.costs.tolist()}
-        return make(self.name, **config)
+        return config
 
     def build(self) -> Networks:
         """Networks from the configuration and the feature counts."""
@@ -285,6 +299,7 @@ class Dont(TrainedTranslator):
             said.append(self._arrival(result))
         bound = net.average.lipschitz()
         result.history["lipschitz"] = [(result.n_steps, bound)]
+        net.undone.fill_(bound < 1)
         if self._held.enough:
             said.append(self._return(result, bound))
         return said
@@ -298,7 +313,11 @@ class Dont(TrainedTranslator):
                 "The start keeps fewer dimensions of the cells than the target has, and transport adds none: "
                 "start='moments' with more source components, or fewer target components."
             )
-        return "Train longer (max_steps), loosen `lipschitz`, or lower `least_cost`; a GAN sees what Sinkhorn blurs."
+        other = "mmd" if self.discrepancy == "gan" else "gan"
+        return (
+            "Train longer (max_steps), loosen `lipschitz`, or lower `least_cost`; "
+            f"discrepancy={other!r} may see what {self.discrepancy!r} does not."
+        )
 
     def release(self) -> None:
         """Drop the discriminator and the held-out cells."""
@@ -313,12 +332,28 @@ class Dont(TrainedTranslator):
         return net.features(net.average(net.source(x)))
 
     def _fit(self, pair: ModalityPair, *, seed: int, trainer: Trainer | None) -> FitResult:
-        self._check_options(pair)
+        check(self, pair)
         result = super()._fit(pair, seed=seed, trainer=trainer)
         # All the schedule asks for: its end is where training is meant to end, if the cells have arrived.
         if result.status is Status.MAX_STEPS and result.history.get("arrived", [(0, 0.0)])[-1][1]:
             result.status = Status.CONVERGED
+        self._look_back()
         return result
+
+    def _load_state(self, state: Arrays) -> None:
+        super()._load_state(state)
+        self._look_back()
+
+    def _look_back(self) -> None:
+        """Whether there is an inverse: steps can be undone, and the start neither adds nor drops a direction."""
+        self.invertible = bool(self.module_.undone) and _has_inverse(self.module_.weight)  # type: ignore[misc]
+
+    @torch.no_grad()
+    def _on_the_way(self, x: np.ndarray, times: Sequence[float]) -> np.ndarray:
+        """`path` for one dense block."""
+        net = self.module_
+        points, _ = net.average.path(net.source(torch.as_tensor(x, device=net.mean.device)))
+        return torch.stack([net.features(along(points, t)) for t in times]).cpu().numpy()
 
     @torch.no_grad()
     def _inverse(self, y: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
@@ -344,10 +379,12 @@ class Dont(TrainedTranslator):
             return np.ones(self.n_features_out_)
         assert pair.attribute_x is not None
         assert pair.attribute_y is not None
-        z = net.source(torch.as_tensor(dense(pair.x))), net.target(torch.as_tensor(dense(pair.y)))
-        codes = np.concatenate([pair.attribute_x, pair.attribute_y]).astype(float)
-        codes[codes < 0] = np.nan
-        weights = cost_weights_from(torch.cat(z).numpy(), codes, floor=self.cost_floor, seed=seed)
+        rng, cells, codes = np.random.default_rng(seed), [], []
+        for matrix, own, place_ in ((pair.x, pair.attribute_x, net.source), (pair.y, pair.attribute_y, net.target)):
+            rows = np.sort(rng.permutation(np.flatnonzero(own >= 0))[:LABELLED])
+            cells.append(place_(torch.as_tensor(dense(matrix[rows]))).numpy())
+            codes.append(own[rows])
+        weights = cost_weights_from(np.concatenate(cells), np.concatenate(codes), floor=self.cost_floor, seed=seed)
         cheap = int((weights < 1).sum())
         self._reason += f" {cheap} of {len(weights)} target features tell {self.cost_attribute!r} and move cheaply."
         return weights
@@ -377,17 +414,33 @@ class Dont(TrainedTranslator):
         before, after = self._held.distance(lambda z: z), self._held.distance(net.average)
         typical = (2 * self.n_features_out_) ** 0.5
         error = self._held.sampling_error(torch.Generator(net.mean.device).manual_seed(0))
-        arrived = after <= max(ERRORS * error, NEAR * typical)
+        near = after <= max(ERRORS * error, NEAR * typical)
         cost = float(kinetic(net.average.path(self._held.source_cells(TRIED))[1], torch.ones_like(net.costs)))
-        figures = {"held_out_before": before, "held_out": after, "transport_cost": cost, "arrived": float(arrived)}
+        figures = {"held_out_before": before, "held_out": after, "transport_cost": cost}
+        untold = self._untold(n) if near else ""
+        if not untold:
+            figures["arrived"] = float(near)
         result.history |= {name: [(n, value)] for name, value in figures.items()}
         where = (
             f"Held-out cells end {after:.3f} from held-out target cells (energy distance; {before:.3f} at the start)"
         )
-        if arrived:
+        if untold:
+            return f"{where}. {untold}"
+        if near:
             return f"{where}, within what sampling explains; mean squared way {cost:.3f} per feature."
         multiplier = self.multiplier(max(n - 1, 0))
         return f"{where}: they have NOT arrived. The cost still weighed {multiplier:.3g} when training ended."
+
+    def _untold(self, n: int) -> str:
+        """Why cells that seem near after `n` steps need not have arrived; empty if they have."""
+        if n < 1 or self.multiplier(n - 1) > self.multiplier(self.max_steps_):
+            return "The cost had not yet fallen to its floor, so training is not over: raise max_steps."
+        if self._held.n_cells < FEWEST_TOLD:
+            return (
+                f"Whether they have arrived cannot be told from {self._held.n_cells} held-out cells, fewer than "
+                f"{FEWEST_TOLD}."
+            )
+        return ""
 
     def _return(self, result: FitResult, bound: float) -> str:
         """How well steps are undone."""
@@ -399,45 +452,10 @@ class Dont(TrainedTranslator):
         if np.isfinite(error):
             result.history["round_trip"] = [(result.n_steps, error)]
         told = f"Steps are undone to {error:.1g} (root mean square, in {found.iterations} iterations a step or fewer)"
-        if found.residual > 10 * ARRIVED:
+        net.undone.fill_(found.arrived)
+        if not found.arrived:
             told = f"Steps cannot all be undone: the round trip misses by {error:.2g}"
         return f"{told}; dt Lip(v) is at most {bound:.2f}."
-
-    def _check_options(self, pair: ModalityPair) -> None:
-        for name, choices in (("discrepancy", DISCREPANCIES), ("start", STARTS)):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name}={getattr(self, name)!r}; it is one of {', '.join(choices)}.")
-        for name in ("weight_cost", "least_cost", "weight_anchor", "gain", "lr", "lr_discriminator"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ConfigError(f"{name}={value!r}; it is at least 0.")
-        if not self.p > 1:
-            raise ConfigError(f"p={self.p!r}; the exponent of a strictly convex cost is above 1.")
-        if not self.steps >= 1:
-            raise ConfigError(f"steps={self.steps!r}; there is at least one.")
-        if not 0 < self.epsilon <= 1:
-            raise ConfigError(f"epsilon={self.epsilon!r}; it is above 0 and at most 1.")
-        if self.lipschitz is not None and not self.lipschitz > 0:
-            raise ConfigError(f"lipschitz={self.lipschitz!r}; it is above 0, or None for no bound.")
-        self._check_weights(pair)
-
-    def _check_weights(self, pair: ModalityPair) -> None:
-        if self.cost_attribute is not None and self.cost_weights is not None:
-            raise ConfigError("cost_weights and cost_attribute both say what motion costs; give one of them.")
-        if self.cost_attribute is not None and pair.attribute_y is None:
-            raise ConfigError(
-                f"cost_attribute={self.cost_attribute!r} names an obs column, which celltransfer.fit reads. On arrays, "
-                "pass cost_weights=celltransfer.translators.cost_weights_from(features, labels)."
-            )
-        if self.cost_weights is None:
-            return
-        weights = np.asarray(self.cost_weights, float)
-        if weights.shape != (self.n_features_out_,):
-            raise FeatureError(f"There are {weights.size} cost_weights for {self.n_features_out_} target features.")
-        if not (np.isfinite(weights).all() and (weights > 0).all()):
-            raise ConfigError(
-                "cost_weights are above 0: a cost of 0 leaves the map open. Use small ones, such as 0.01."
-            )
 
 
 def _confined(network: nn.Module) -> nn.Module:
@@ -448,13 +466,9 @@ def _confined(network: nn.Module) -> nn.Module:
     return network
 
 
-def _singular(weight: Tensor) -> Tensor:
-    return torch.linalg.svdvals(weight.double())
-
-
 def _rank(weight: Tensor) -> int:
     """Directions that a start keeps."""
-    values = _singular(weight)
+    values = torch.linalg.svdvals(weight.cpu().double())
     return int((values > values.max() / LARGEST_CONDITION).sum())
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MOST_CELLS, FEWEST_CELLS = 500, 10
 # Random halves of the held-out target cells from which the distance's sampling error is estimated.
 HALVES = 20
+# Fewest cells that can be halved, and cells of a condition at most that are where fewer are held out.
+HALVED, MOST_ALIKE = 4, 20
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,28 @@ class HeldOut:
     ) -> None:
         codes_x, codes_y = condition_codes(pair)
         self.groups: list[tuple[float, Tensor, Tensor]] = []
+        # Target cells of one law that the sampling error is from: the held-out ones, or more where these are too few.
+        self._alike: list[Tensor] = []
         for code, share in zip(*shared_conditions(codes_x, codes_y), strict=True):
             own = rows.held_x[codes_x[rows.held_x] == code], rows.held_y[codes_y[rows.held_y] == code]
             if min(map(len, own)) >= 2:
-                x, y = (torch.as_tensor(dense(m[r]), device=device) for m, r in zip((pair.x, pair.y), own, strict=True))
+                alike = own[1] if len(own[1]) >= HALVED else _some(np.flatnonzero(codes_y == code), MOST_ALIKE)
+                x, y, z = (
+                    torch.as_tensor(dense(m[r]), device=device)
+                    for m, r in ((pair.x, own[0]), (pair.y, own[1]), (pair.y, alike))
+                )
                 self.groups.append((float(share), source(x), target(y)))
+                self._alike.append(target(z))
+
+    @property
+    def n_cells(self) -> int:
+        """Cells a side that are compared."""
+        return sum(min(len(x), len(y)) for _, x, y in self.groups)
 
     @property
     def enough(self) -> bool:
         """Whether there are cells enough to compare."""
-        return sum(min(len(x), len(y)) for _, x, y in self.groups) >= FEWEST_CELLS
+        return self.n_cells >= FEWEST_CELLS
 
     def distance(self, f: Callable[[Tensor], Tensor]) -> float:
         """Energy distance between f(x) and y; with conditions, the mean of the distances within them."""
@@ -83,7 +97,8 @@ class HeldOut:
     def sampling_error(self, generator: torch.Generator) -> float:
         """Standard deviation of the distance between samples of these sizes from one law, the target's.
 
-        From random halves of the held-out target cells: the distance spreads as the sum of both sides' 1 / size.
+        From random halves of the held-out target cells (of a condition with fewer than four of them, of the target
+        cells that are trained on, too): the distance spreads as the sum of both sides' 1 / size.
         """
         return float(torch.tensor([self._between_halves(generator) for _ in range(HALVES)]).std())
 
@@ -95,11 +110,11 @@ class HeldOut:
     def _between_halves(self, generator: torch.Generator) -> float:
         """Distance between halves of the target cells, scaled to the sizes that `distance` compares."""
         total = 0.0
-        for share, x, y in self.groups:
-            if len(y) >= 4:
-                order = torch.randperm(len(y), generator=generator, device=y.device)
-                between = float(energy_distance(y[order[: len(y) // 2]], y[order[len(y) // 2 :]]))
-                total += share * between * (1 / len(x) + 1 / len(y)) / (4 / len(y))
+        for (share, x, y), alike in zip(self.groups, self._alike, strict=True):
+            n = len(alike)
+            order = torch.randperm(n, generator=generator, device=y.device)
+            between = float(energy_distance(alike[order[: n // 2]], alike[order[n // 2 :]]))
+            total += share * between * (1 / len(x) + 1 / len(y)) / (4 / n)
         return total
 
 
@@ -108,6 +123,11 @@ def condition_codes(pair: ModalityPair) -> tuple[np.ndarray, np.ndarray]:
     if pair.condition_x is None or pair.condition_y is None:
         return np.zeros(pair.n_source, np.int64), np.zeros(pair.n_target, np.int64)
     return np.asarray(pair.condition_x), np.asarray(pair.condition_y)
+
+
+def _some(rows: np.ndarray, n: int) -> np.ndarray:
+    """At most `n` of the rows, from all over."""
+    return rows[:: max(1, len(rows) // n)][:n]
 
 
 def _hold_out(

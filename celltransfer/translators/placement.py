@@ -10,12 +10,15 @@ import torch
 from celltransfer.data.pair import Matrix, ModalityPair, dense
 from celltransfer.errors import FeatureError
 from celltransfer.nn import flows
+from celltransfer.pp.transforms import moments
 from celltransfer.translators.baselines import anchor_and_condition_map, column_means
 
 STARTS = ("auto", "identity", "regression", "moments")
 
 # Cells from which moments are taken, at most.
 MOST_CELLS = 20_000
+# Maps that account for a smaller share of the target's spread say nothing: links that cancel, anchors all alike.
+NOTHING = 1e-4
 # What the order of components counts beside anchors, conditions or links: enough to settle what these leave open.
 ORDER = 1e-3
 
@@ -67,7 +70,16 @@ def _identity(pair: ModalityPair) -> Placement:
 
 
 def _suggested(pair: ModalityPair) -> Placement | None:
-    """The map that anchors, conditions or links suggest; ``None`` without any."""
+    """The map that anchors, conditions or links suggest; ``None`` without any, or where they suggest no motion."""
+    found = _regressed(pair)
+    if found is None:
+        return None
+    spread_x, spread_y = moments(pair.x)[1], moments(pair.y)[1]
+    explained = np.linalg.norm(spread_x[:, None] * found.weight)
+    return found if explained > NOTHING * np.linalg.norm(spread_y) else None
+
+
+def _regressed(pair: ModalityPair) -> Placement | None:
     mean_x, mean_y = column_means(pair.x), column_means(pair.y)
     several = len(pair.shared_conditions) > 1
     if pair.n_anchors or several:

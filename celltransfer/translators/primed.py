@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from celltransfer.data.batches import shared_conditions
-from celltransfer.data.pair import ModalityPair, dense
+from celltransfer.data.pair import Matrix, ModalityPair, dense
 from celltransfer.errors import ConfigError
 from celltransfer.train.loop import Trainer
 from celltransfer.train.stopping import Clock
@@ -20,7 +20,7 @@ from celltransfer.translators.guard import finished, unsaved
 from celltransfer.translators.holdout import condition_codes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from celltransfer.train.outcome import FitResult
 
@@ -35,7 +35,7 @@ ABILITIES = ("sample", "std", "covariance", "covariance_blocks", "log_prob", "re
 
 
 class _OfMethod:
-    """A flag that is the method's on an instance, and `default` on the class."""
+    """A flag that is the method's on an instance, its fit's once there is one, and `default` on the class."""
 
     def __init__(self, default: int) -> None:
         self.default = default
@@ -44,7 +44,16 @@ class _OfMethod:
         self.name = name
 
     def __get__(self, instance: Primed | None, owner: type) -> Any:
-        return self.default if instance is None else getattr(get(instance.method), self.name)
+        if instance is None:
+            return self.default
+        return getattr(instance.__dict__.get("member_", get(instance.method)), self.name)
+
+
+class _OfEither(_OfMethod):
+    """A flag that is up on an instance where it is the method's or the prior's."""
+
+    def __get__(self, instance: Primed | None, owner: type) -> Any:
+        return super().__get__(instance, owner) or (instance is not None and getattr(get(instance.prior), self.name))
 
 
 @register
@@ -90,6 +99,9 @@ class Primed(Translator):
     tests_alignment = _OfMethod(False)
     equal_widths = _OfMethod(False)
     invertible = _OfMethod(False)
+    has_path = _OfMethod(False)
+    uses_attribute = _OfMethod(False)
+    uses_links = _OfEither(False)
     min_conditions = _OfMethod(0)
 
     member_: Translator
@@ -172,9 +184,23 @@ class Primed(Translator):
         """Method and prior."""
         return f"{self.method} x {self.prior}"
 
+    @property
+    def cost_attribute(self) -> str | None:
+        """Obs column that an option of the method names."""
+        return (self.options or {}).get("cost_attribute")
+
+    def refit_config(self) -> dict[str, Any]:
+        """The same, with the method's."""
+        return self.get_config() | {"options": self.member_.refit_config()}
+
     def explain(self, cause: str) -> str:
         """What the method knows."""
         return self.member_.explain(cause)
+
+    def path(self, x: Matrix, times: Sequence[float]) -> np.ndarray:
+        """The method's."""
+        self._check_fitted()
+        return self.member_.path(x, times)
 
     def _translate(self, x: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
         return self.member_._translate(x, condition)

@@ -34,7 +34,8 @@ def cost_weights_from(features: Matrix, attribute: np.ndarray, *, floor: float =
     features
         Features that transport takes place in, shape (n, d).
     attribute
-        Label of every cell, shape (n,): any values, at least two of them; missing ones (NaN, ``None``) are left out.
+        Label of every cell, shape (n,): any values, at least two of them; missing ones (NaN, ``None``) are left out,
+        and so are values that fewer than 3 cells have.
     floor
         Cost of moving what the classifier uses.
     seed
@@ -48,7 +49,7 @@ def cost_weights_from(features: Matrix, attribute: np.ndarray, *, floor: float =
     Raises
     ------
     InputError
-        Shapes do not fit, `floor` is not in (0, 1], or a value has fewer than 3 cells or there is one value alone.
+        Shapes do not fit, `floor` is not in (0, 1], or fewer than two values are in 3 or more cells.
 
     Warns
     -----
@@ -72,13 +73,13 @@ def _labelled(features: Matrix, attribute: np.ndarray, seed: int) -> tuple[np.nd
     if attribute.shape != (features.shape[0],):
         raise InputError(f"The attribute has shape {attribute.shape}; expected ({features.shape[0]},).")
     codes, values = pd.factorize(pd.Series(attribute))
-    counts = np.bincount(codes[codes >= 0], minlength=len(values))
-    if len(values) < 2 or counts.min() < FOLDS:
-        raise InputError(
-            f"The attribute has {len(values)} values, the rarest in {min(counts, default=0)} cells; expected two or "
-            f"more values of {FOLDS} or more cells each."
-        )
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(codes >= 0))[:MOST_CELLS]
+    counts = np.bincount(codes[rows], minlength=len(values))
+    rows = rows[counts[codes[rows]] >= FOLDS]
+    if (n := len(np.unique(codes[rows]))) < 2:
+        raise InputError(
+            f"The attribute has {len(values)} values, {n} of them in {FOLDS} or more cells; expected two or more such."
+        )
     return dense(features[rows]).astype(float), codes[rows]
 
 

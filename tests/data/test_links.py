@@ -99,6 +99,7 @@ def test_names_that_match_nothing_are_shown(modalities):
         (sp.csr_matrix((6, 20)), r"shape \(6, 20\); expected \(20, 6\).*Transpose"),
         (sp.csr_matrix((5, 5)), r"expected \(20, 6\)"),
         (np.ones((20, 6)), "is a ndarray"),
+        (table(weight=[0.0] * 6), "All 6 links have weight 0"),
         (table(weight=[1, 1, np.nan, 1, np.inf, "x"]), "3 of 6 links have no finite weight"),
     ],
 )

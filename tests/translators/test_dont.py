@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from celltransfer.data.pair import ModalityPair
-from celltransfer.errors import ConfigError, FeatureError
+from celltransfer.errors import ConfigError, FeatureError, InputError
 from celltransfer.losses.likelihood_ratio import moment_map
 from celltransfer.train.loop import Trainer
 from celltransfer.train.outcome import Status
@@ -144,9 +144,46 @@ def test_a_refit_takes_the_weights_that_an_attribute_gave():
     assert f.refit().get_config()["cost_attribute"] is None
 
 
+@pytest.mark.parametrize(("n", "steps", "why"), [(100, 0, "not yet fallen"), (100, 50, "cannot be told from 10")])
+def test_cells_that_seem_near_have_not_arrived_by_that(n, steps, why):
+    x, y = normal(n, 0), normal(n, 1)
+    f = fit(x, y, steps=steps)
+    assert f.result_.status is Status.MAX_STEPS
+    assert "arrived" not in f.result_.history
+    assert any(why in note for note in f.result_.notes)
+
+
+def test_steps_that_cannot_be_undone_are_no_way_back():
+    x, y = normal(600, 0), normal(600, 1)
+    f = fit(x, y, steps=1, lipschitz=None, gain=30.0)
+    assert not f.invertible
+    assert any("cannot all be undone" in note for note in f.result_.notes)
+    f.invertible = True  # as a caller may find out who insists
+    with pytest.raises(InputError, match="cannot be undone for these 600"):
+        f.inverse(f.translate(x))
+    again = make("dont", **f.get_config()).set_state(f.get_state())
+    assert not again.invertible
+
+
+def test_the_way_back_wants_target_cells(moved):
+    with pytest.raises(FeatureError, match="fitted on 2"):
+        moved[2].inverse(np.zeros((3, 5), np.float32))
+
+
+@pytest.mark.parametrize("times", [[], [np.nan], [0.5, 1.2], [-0.1]])
+def test_times_are_between_0_and_1(moved, times):
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        moved[2].path(moved[0][:3], times)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
+        ({"steps": 2.5}, ConfigError, "whole number"),
+        ({"hidden": 128}, ConfigError, "widths"),
+        ({"decay": 2.0}, ConfigError, "from 0 to 1"),
+        ({"least_cost": 2.0}, ConfigError, "share"),
+        ({"cost_floor": 0.0}, ConfigError, "above 0"),
         ({"discrepancy": "wasserstein"}, ConfigError, "one of sinkhorn, mmd, gan"),
         ({"start": "nowhere"}, ConfigError, "one of auto"),
         ({"p": 1.0}, ConfigError, "above 1"),

@@ -81,6 +81,17 @@ def test_distance_within_conditions_sees_what_the_whole_does_not():
     assert sum(share for share, *_ in told.groups) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_many_small_conditions_of_one_law_are_within_the_sampling_error(seed):
+    codes = np.arange(900) % 45
+    held = held_out(pair(900, 900, codes_x=codes, codes_y=codes, seed=seed), seed)
+    assert {len(y) for _, _, y in held.groups} == {2}
+    assert held.n_cells == 90
+    error = held.sampling_error(torch.Generator().manual_seed(seed))
+    assert abs(held.distance(same)) < 3 * error
+    assert held.distance(lambda x: x + 3) > 10 * error
+
+
 def test_too_few_cells_are_not_compared():
     assert not held_out(pair(10 * FEWEST_CELLS - 10, 1000)).enough
     assert held_out(pair(10 * FEWEST_CELLS, 1000)).enough

@@ -52,6 +52,21 @@ def test_without_anything_components_are_matched_by_order_and_skewness_and_that_
     assert np.square(x @ start.weight + start.offset - x * [1, -1, 1, -1]).mean() < 0.05 * x.var(0).mean()
 
 
+@pytest.mark.parametrize("start", ["auto", "moments"])
+def test_what_says_nothing_is_not_known(start):
+    x, y = cells(), cells(seed=1)
+    codes = np.arange(500) % 2
+    alike = np.repeat(x[:250], 2, axis=0), np.repeat(y[:250], 2, axis=0)
+    twins = x.copy()
+    twins[1] = twins[0]
+    for pair in (
+        ModalityPair(x, y, links=np.zeros((4, 4), np.float32)),
+        ModalityPair(*alike, condition_x=codes, condition_y=codes),
+        ModalityPair(twins, y, ROWS[:2]),
+    ):
+        assert "guess" in place(pair, start).reason
+
+
 def test_links_and_conditions_count():
     x, y = cells(), cells(seed=1)
     links = np.eye(4, dtype=np.float32)

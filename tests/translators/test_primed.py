@@ -160,6 +160,31 @@ def test_an_inverse_is_passed_on():
     assert all(held.max() < n for held, n in zip(f.held_out_ or (), (pair.n_source, pair.n_target), strict=False))
 
 
+def test_a_start_without_inverse_leaves_none_and_the_path_is_passed_on():
+    pair, _ = planted()
+    f = make("primed", method="dont", prior="ridge", n_pairs=40).fit_pair(pair, trainer=SHORT)
+    assert f.invertible is False
+    assert f.has_path
+    np.testing.assert_allclose(f.path(pair.x[:5], [1.0])[0], f.translate(pair.x[:5]), atol=1e-5)
+    with pytest.raises(ConfigError, match="no inverse"):
+        f.inverse(pair.y)
+    with pytest.raises(ConfigError, match="has no path"):
+        make("primed", prior="ridge", n_pairs=40).fit_pair(pair).path(pair.x, [0.5])
+
+
+def test_what_method_or_prior_look_at_is_passed_on():
+    assert make("primed", method="dont", prior="ridge").uses_links
+    assert make("primed", method="pls", prior="consensus").uses_links
+    pair, _ = planted()
+    codes = (pair.x[:, 0] > 0).astype(int), (pair.y[:, 0] > 0).astype(int)
+    told = ModalityPair(pair.x, pair.y, pair.anchors, attribute_x=codes[0], attribute_y=codes[1])
+    f = make("primed", method="dont", options={"cost_attribute": "side"}, prior="ridge", n_pairs=40)
+    assert f.uses_attribute
+    assert f.cost_attribute == "side"
+    f.fit_pair(told, trainer=SHORT)
+    assert f.refit().fit_pair(pair, trainer=SHORT).options["cost_weights"] == f.member_.module_.costs.tolist()
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [

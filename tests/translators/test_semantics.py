@@ -24,6 +24,13 @@ def test_missing_labels_are_left_out():
     assert cost_weights_from(x, labels)[1] == 0.01
 
 
+def test_a_rare_value_is_left_out():
+    x = features()
+    labels = np.where(x[:, 1] > 0, "a", "b").astype(object)
+    labels[:2] = "rare"
+    assert cost_weights_from(x, labels)[1] == 0.01
+
+
 def test_what_nothing_tells_leaves_all_alike():
     rng = np.random.default_rng(1)
     with pytest.warns(CelltransferWarning, match="all alike"):
@@ -33,7 +40,7 @@ def test_what_nothing_tells_leaves_all_alike():
 
 @pytest.mark.parametrize(
     ("labels", "floor", "match"),
-    [(np.zeros(400), 0.01, "1 values"), (np.arange(400), 0.01, "rarest in 1"), (np.zeros(3), 0.01, "shape"),
+    [(np.zeros(400), 0.01, "1 values"), (np.arange(400), 0.01, "0 of them in 3 or more"), (np.zeros(3), 0.01, "shape"),
      (np.arange(400) % 2, 0.0, "above 0")],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused(labels, floor, match):
