@@ -17,7 +17,7 @@ from celltransfer.data.links import LinksLike, linked_map, read_links
 from celltransfer.data.pair import ModalityPair
 from celltransfer.errors import CelltransferWarning, ConditionError, ConfigError, ModalityError
 from celltransfer.model import TransferModel
-from celltransfer.pp.shared import fit_recipes
+from celltransfer.pp.shared import fit_recipes, is_shared
 from celltransfer.train.loop import Trainer
 from celltransfer.train.stopping import Clock
 from celltransfer.translators.base import Translator
@@ -163,7 +163,7 @@ def fit(
         codes[1],
         conditions=levels,
         links=_links(links, translator, (source, target), training, fitted),
-        shared=fitted[source] is fitted[target],
+        shared=is_shared(fitted[source], fitted[target]),
     )
     pair = _with_attribute(pair, translator, mdata, (source, target), masks)
     translator.fit_pair(pair, seed=seed, trainer=replace(trainer, max_seconds=clock.share(2 if verdict else 1)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from celltransfer.data import cells, writeback
 from celltransfer.errors import ConfigError, ModalityError
@@ -43,9 +44,9 @@ def interpolate(
 
         ``X`` : numpy.ndarray (cells, features), float32
             On the target's normalised scale.
-        ``obs["time"]`` : pandas.Series (float)
+        ``obs["transport_time"]`` : pandas.Series (float)
             0 to 1; with the columns of the source cells.
-        ``obs["cell"]`` : pandas.Series (str)
+        ``obs["source_cell"]`` : pandas.Series (str)
             Barcode of the source cell.
         ``obsm["X_translated"]`` : numpy.ndarray (cells, d), float32
             The points in the target recipe's feature space.
@@ -56,6 +57,7 @@ def interpolate(
         The method has no path, and which has; or `steps` is below 1.
     """
     from anndata import AnnData
+    from anndata.utils import make_index_unique
 
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
         raise ConfigError(f"steps={steps!r}; expected a whole number of at least 1.")
@@ -66,13 +68,13 @@ def interpolate(
     points = self.translator.path(x, times.tolist())
     target = self.recipes[self.target]
     obs = adata.obs.iloc[np.tile(np.arange(adata.n_obs), len(times))].copy()
-    obs["time"], obs["cell"] = np.repeat(times, adata.n_obs), obs.index.to_numpy(str)
-    obs.index = [f"{cell}@{time:.4g}" for cell, time in zip(obs["cell"], obs["time"], strict=True)]
-    out = AnnData(
-        np.concatenate([target.inverse_transform(block, columns) for block in points]),
-        obs=obs,
-        var=target.var_.iloc[columns].copy(),
-    )
+    names, n = adata.obs_names.to_numpy(str), adata.n_obs
+    obs["transport_time"], obs["source_cell"] = np.repeat(times, n), np.tile(names, len(times))
+    obs.index = make_index_unique(pd.Index([f"{name}@{time:.4g}" for time in times for name in names]))
+    decoded = np.empty((len(obs), len(columns)), np.float32)
+    for i, block in enumerate(points):
+        decoded[i * n : (i + 1) * n] = target.inverse_transform(block, columns)
+    out = AnnData(decoded, obs=obs, var=target.var_.iloc[columns].copy())
     out.obsm["X_translated"] = points.reshape(-1, points.shape[2])
     out.uns["celltransfer"] = self.provenance()
     return out

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from celltransfer.confidence import Confidence
 from celltransfer.data.pair import ModalityPair, dense
-from celltransfer.errors import CelltransferWarning, VerdictWarning
+from celltransfer.errors import CelltransferError, CelltransferWarning, VerdictWarning
 from celltransfer.train.outcome import Status, Verdict
 from celltransfer.translators.base import make
 
@@ -73,7 +73,7 @@ def settle(
         if judged and translator.tests_alignment:
             _add_alignment(translator, pair, clock, seed)
         if judged and translator.invertible:
-            translator.result_.verdict.evidence |= _round_trip(translator, pair)
+            _add_round_trip(translator.result_.verdict, translator, pair)
     except KeyboardInterrupt:  # the fit itself is complete
         translator.result_.verdict = Verdict("ambiguous", ["Interrupted while the fit was judged, so it is not."])
     translator.result_.verdict.reasons += open_question
@@ -131,7 +131,7 @@ def _judge(
     def refit(without: ModalityPair, fold: int) -> Translator:
         logger.info("Judging the fit: refit %d of %d, without some of the anchors.", fold + 1, folds)
         whole = without.n_source == pair.n_source  # and not a part of the cells
-        again = translator.refit() if whole else make(translator.name, **translator.get_config())
+        again = translator.refit() if whole else make(translator.name, **translator.refit_config())
         limited = replace(short, max_seconds=clock.share(folds - fold))
         fitted = _refitted(again, without, limited, clock, seed + 1 + fold)
         if whole:
@@ -150,8 +150,23 @@ def _judge(
             found = diagnostics.examine(translator, pair, refit, seed=seed, max_folds=folds, readout=space)
         except _NoEvidence as reason:
             return Verdict("ambiguous", [str(reason)])
+    if pair.shared and not pair.n_anchors and found.evidence:
+        return _without_partners(found.evidence)
     model.confidence_ = Confidence(found.translated, found.doubt)
     return diagnostics.verdict_of(found)
+
+
+def _without_partners(evidence: dict[str, float]) -> Verdict:
+    """The verdict within one modality where no cell is known on both sides: there is no accuracy to estimate.
+
+    Refits that start at the cells themselves agree by construction, so what they expect of each other is left out, too.
+    """
+    reason = (
+        "Source and target share their features, and no cell is known on both sides: nothing tells whether a cell goes "
+        "where it would have gone, nor is there a partner to be near to. What can be told is whether the translated "
+        "cells as a whole are like the target's."
+    )
+    return Verdict("ambiguous", [reason], {name: value for name, value in evidence.items() if name != "self_rank"})
 
 
 def _affordable(seconds: float) -> int:
@@ -163,7 +178,10 @@ def _refitted(translator: Translator, pair: ModalityPair, trainer: Trainer, cloc
     """Fit `translator`, unless time has run out; a fit that broke off is no evidence for anything."""
     if clock.left() == 0:
         raise _NoEvidence("The time limit came before the fit could be judged: raise `max_seconds`.")
-    status = translator.fit_pair(pair, seed=seed, trainer=trainer).result_.status
+    try:
+        status = translator.fit_pair(pair, seed=seed, trainer=trainer).result_.status
+    except CelltransferError as error:
+        raise _NoEvidence(f"The fit was not judged, as a refit to some of its data failed. {error}") from error
     if status is Status.INTERRUPTED:
         raise KeyboardInterrupt
     if status is Status.DIVERGED:
@@ -199,14 +217,21 @@ def _add_alignment(translator: Translator, pair: ModalityPair, clock: Clock, see
     verdict.reasons.append(reason)
 
 
-def _round_trip(translator: Translator, pair: ModalityPair) -> dict[str, float]:
-    """Root mean square error of cells translated forth and back, in units of their spread; nothing if it diverges."""
+def _add_round_trip(verdict: Verdict, translator: Translator, pair: ModalityPair) -> None:
+    """Root mean square error of cells translated forth and back, in units of their spread, or that there is no way."""
     rows = slice(0, TRIED)
     x = dense(pair.x[rows])
     codes = None if pair.condition_x is None else np.asarray(pair.condition_x)[rows]
-    back = translator.inverse(translator.translate(x, codes), codes)
-    error = float(np.sqrt(np.square(back - x).mean() / max(float(x.var(axis=0).mean()), 1e-12)))
-    return {"round_trip": error} if np.isfinite(error) else {}
+    try:
+        back, lost = translator.inverse(translator.translate(x, codes), codes), "they come back as no numbers."
+    except CelltransferError as error:
+        back, lost = np.full_like(x, np.nan), str(error)
+    missed = float(np.sqrt(np.square(back - x).mean() / max(float(x.var(axis=0).mean()), 1e-12)))
+    verdict.evidence["round_trip_failed"] = float(not np.isfinite(missed))
+    if np.isfinite(missed):
+        verdict.evidence["round_trip"] = missed
+    else:
+        verdict.reasons.append(f"Translated cells cannot be taken back: {lost}")
 
 
 def _calibrate(

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 from celltransfer.data.cells import attribute_codes
-from celltransfer.errors import ConditionError, ConfigError, FeatureError, VerdictWarning
+from celltransfer.errors import (
+    CelltransferWarning,
+    ConditionError,
+    ConfigError,
+    FeatureError,
+    InputError,
+    VerdictWarning,
+)
 from celltransfer.pp.shared import fit_recipes, is_shared
 from celltransfer.train.loop import Trainer
 
@@ -61,8 +68,18 @@ def test_one_recipe_is_fitted_once_on_the_cells_of_both(rna, cells, model):
     recipe = model.recipes["control"]
     assert recipe is model.recipes["treated"]
     assert recipe.n_cells_fit_ == rna.n_obs
-    apart = fit_recipes({"control": "rna", "treated": "rna"}, dict(cells.mod))
+    with pytest.warns(CelltransferWarning, match="recipes='rna' fits one for both"):
+        apart = fit_recipes({"control": "rna", "treated": "rna"}, dict(cells.mod))
     assert not is_shared(*apart.values())
+
+
+def test_the_same_features_get_one_recipe_where_none_is_named(cells):
+    found = fit_recipes(None, dict(cells.mod))
+    assert found["control"] is found["treated"]
+    numbered = {name: adata.copy() for name, adata in cells.mod.items()}
+    for adata in numbered.values():
+        adata.var_names = [str(i) for i in range(adata.n_vars)]
+    assert not is_shared(*fit_recipes(None, numbered).values())
 
 
 def test_one_recipe_for_different_features_is_refused(cells):
@@ -71,12 +88,50 @@ def test_one_recipe_for_different_features_is_refused(cells):
         fit_recipes("rna", short)
 
 
+def test_cells_on_disk_are_fitted_like_those_in_memory(rna, cells, model, tmp_path):
+    import mudata
+    from anndata import read_h5ad
+
+    rna.write(tmp_path / "rna.h5ad")
+    parts = ct.pp.conditions(read_h5ad(tmp_path / "rna.h5ad", backed="r"), "condition", "control", "treated")
+    np.testing.assert_array_equal(parts["treated"].obs_names, cells["treated"].obs_names)
+    cells.write(tmp_path / "cells.h5mu")
+    backed = mudata.read_h5mu(tmp_path / "cells.h5mu", backed="r")
+    again = fitted(backed)
+    np.testing.assert_allclose(again.latent(cells["control"]), model.latent(cells["control"]), atol=1e-3)
+
+
+def test_a_muddled_request_for_conditions_says_what_is_wrong(rna, cells):
+    with pytest.raises(InputError, match="pass one modality"):
+        ct.pp.conditions(cells, "condition", "control", "treated")
+    named = rna.copy()
+    named.obs["dose"] = np.where(rna.obs["condition"] == "control", "0", "a/b")
+    with pytest.raises(ConditionError, match="because of the '/'"):
+        ct.pp.conditions(named, "dose", "0", "a/b")
+
+
+def test_cells_on_their_way_keep_their_own_columns_and_have_names(rna, model):
+    from anndata import concat
+
+    some = model.recipes["control"]
+    own = rna[:4].copy()
+    own.obs["time"] = own.obs["cell"] = "mine"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        twice = concat([own, own])
+    found = model.interpolate(twice, 2)
+    assert set(found.obs["time"]) == set(found.obs["cell"]) == {"mine"}
+    assert found.obs_names.is_unique
+    assert list(found.obs["source_cell"][:8]) == list(rna.obs_names[:4]) * 2
+    assert found.n_vars == len(some.feature_names_)
+
+
 def test_cells_on_their_way(cells, model):
     found = model.interpolate(cells, steps=4)
     n = cells["control"].n_obs
     assert found.n_obs == 5 * n
-    np.testing.assert_allclose(found.obs["time"].to_numpy().reshape(5, n)[:, 0], [0, 0.25, 0.5, 0.75, 1])
-    assert list(found.obs["cell"][:n]) == list(cells["control"].obs_names)
+    np.testing.assert_allclose(found.obs["transport_time"].to_numpy().reshape(5, n)[:, 0], [0, 0.25, 0.5, 0.75, 1])
+    assert list(found.obs["source_cell"][:n]) == list(cells["control"].obs_names)
     assert found.obs_names.is_unique
     ends = found[:n].obsm["X_translated"], found[-n:].obsm["X_translated"]
     np.testing.assert_allclose(ends[0], model.recipes["control"].transform(cells["control"]), atol=1e-4)
@@ -109,6 +164,55 @@ def test_methods_without_a_path_say_which_has_one(cells):
     model = fitted(cells, method="cyclegan")
     with pytest.raises(ConfigError, match='"dont"'):
         model.interpolate(cells)
+
+
+def test_the_way_is_forward(cells, model):
+    with pytest.raises(ConfigError, match="not its backward view"):
+        model.backward.interpolate(cells)
+
+
+def test_without_partners_no_accuracy_is_estimated(cells):
+    model = fitted(cells, verdict=True)
+    told = model.verdict_
+    assert told.level in ("ambiguous", "failed")
+    assert "no cell is known on both sides" in told.reasons[0]
+    assert not [name for name in told.evidence if name.startswith(("foscttm", "knn", "self_rank"))]
+    assert told.evidence["refit_disagreement"] >= 0
+    assert not model.confidence_.known
+    assert "translation_confidence" not in model.translate(cells["control"]).obs
+
+
+def test_a_rare_value_of_the_attribute_neither_stops_the_fit_nor_its_verdict(rna):
+    cells = ct.pp.conditions(rna, "condition", "control", "treated")
+    for adata, few in zip(cells.mod.values(), (3, 1), strict=True):
+        adata.obs["side"] = (["rare"] * few + ["a", "b"] * adata.n_obs)[: adata.n_obs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CelltransferWarning)
+        assert fitted(cells, cost_attribute="side", verdict=True).verdict_.evidence
+
+
+def test_a_refit_that_fails_leaves_the_fit_unjudged(cells, monkeypatch):
+    from celltransfer.translators.dont import Dont
+
+    once = []
+
+    def fails(self, pair, *, seed, trainer, fit=Dont._fit):
+        if once:
+            raise InputError("Too few cells.")
+        once.append(pair)
+        return fit(self, pair, seed=seed, trainer=trainer)
+
+    monkeypatch.setattr(Dont, "_fit", fails)
+    model = fitted(cells, verdict=True)
+    assert "not judged, as a refit to some of its data failed. Too few cells." in model.verdict_.reasons[0]
+
+
+def test_arrays_of_weights_can_be_saved(cells, tmp_path):
+    width = fitted(cells).recipes["control"].n_features_out_
+    fitted(cells, cost_weights=np.ones(width)).save(tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VerdictWarning)
+        assert ct.load(tmp_path / "model").translator.cost_weights == [1.0] * width
 
 
 @pytest.mark.parametrize("steps", [0, 1.5, True])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,7 @@ import numpy as np
 
 from celltransfer.data.cells import condition_label
 from celltransfer.data.writeback import no_pull
-from celltransfer.errors import ConditionError, FeatureError
+from celltransfer.errors import CelltransferWarning, ConditionError, FeatureError, InputError
 from celltransfer.pp.factories import resolve
 
 if TYPE_CHECKING:
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from celltransfer.pp.recipe import Recipe
+
+
+logger = logging.getLogger("celltransfer")
 
 
 def conditions(adata: AnnData, key: str, source: object, target: object) -> MuData:
@@ -39,6 +44,8 @@ def conditions(adata: AnnData, key: str, source: object, target: object) -> MuDa
 
     Raises
     ------
+    InputError
+        `adata` is no AnnData.
     ConditionError
         There is no such column, or a value has no cell or is none that can name a modality.
 
@@ -50,20 +57,24 @@ def conditions(adata: AnnData, key: str, source: object, target: object) -> MuDa
     >>> len(cells.mod)
     2
     """
+    from anndata import AnnData
     from mudata import MuData
 
+    if not isinstance(adata, AnnData):
+        raise InputError(f"Expected an AnnData and got {type(adata).__name__}; pass one modality, mdata['rna'].")
     if key not in adata.obs:
         raise ConditionError(f"There is no column {key!r} in obs, which has {', '.join(map(str, adata.obs))}.")
     labels = adata.obs[key].astype(object).map(condition_label, na_action="ignore")
     parts = {}
     for value in (source, target):
         name = condition_label(value)
-        if not (labels == name).any() or "/" in name:
+        if not (labels == name).any():
             known = ", ".join(map(repr, sorted(labels.dropna().unique())[:10]))
-            raise ConditionError(
-                f"No cell has {key}={value!r}, or a '/' keeps it from being a name; there are {known}."
-            )
-        parts[name] = adata[(labels == name).to_numpy()].copy()
+            raise ConditionError(f"No cell has {key}={value!r}; there are {known}.")
+        if "/" in name:
+            raise ConditionError(f"{name!r} cannot name a modality, because of the '/'; rename it in obs[{key!r}].")
+        part = adata[(labels == name).to_numpy()]
+        parts[name] = part.to_memory() if adata.isbacked else part.copy()
     if len(parts) < 2:
         raise ConditionError(f"source and target are both {condition_label(source)!r}.")
     with no_pull():
@@ -75,6 +86,9 @@ def fit_recipes(
 ) -> dict[str, Recipe]:
     """Recipes by modality, fitted on its training cells; a single recipe is fitted once, on the cells of all together.
 
+    Where none is named and both modalities have the same feature names and are found to be of one kind, that is a
+    single recipe, too.
+
     Raises
     ------
     FeatureError
@@ -82,7 +96,20 @@ def fit_recipes(
     """
     if recipes is None or isinstance(recipes, Mapping):
         named = recipes or {}
-        return {name: resolve(named.get(name, "auto"), name, adata).fit(adata) for name, adata in training.items()}
+        resolved = {name: resolve(named.get(name, "auto"), name, adata) for name, adata in training.items()}
+        if not _alike(*resolved.values()) or not _same_features(*training.values()):
+            return {name: recipe.fit(training[name]) for name, recipe in resolved.items()}
+        first = next(iter(resolved))
+        if named:
+            warnings.warn(
+                f"{' and '.join(map(repr, training))} have the same features, and a recipe is fitted to each: their "
+                f"components differ. recipes={resolved[first].kind!r} fits one for both.",
+                CelltransferWarning,
+                stacklevel=3,
+            )
+            return {name: recipe.fit(training[name]) for name, recipe in resolved.items()}
+        logger.info("Modalities %s have the same features: one recipe for both.", " and ".join(map(repr, training)))
+        recipes = resolved[first]
     (first, one), (second, other) = training.items()
     apart = one.var_names.symmetric_difference(other.var_names)
     if len(apart):
@@ -92,9 +119,22 @@ def fit_recipes(
         )
     from anndata import concat
 
-    both = concat([one, other[:, one.var_names]], merge="same")
+    parts = [part.to_memory() if part.isbacked else part for part in (one, other)]
+    both = concat([parts[0], parts[1][:, one.var_names]], merge="same")
     recipe = resolve(recipes, first, both).fit(both)
     return {first: recipe, second: recipe}
+
+
+def _alike(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes do the same, whatever modality they are for."""
+    configs = [recipe.get_config() | {"modality": None} for recipe in (one, other)]
+    return configs[0] == configs[1]
+
+
+def _same_features(one: AnnData, other: AnnData) -> bool:
+    """Whether features have the same names; numbers are no names."""
+    numbered = one.var_names.astype(str).str.fullmatch(r"\d+").any()
+    return len(one.var_names.symmetric_difference(other.var_names)) == 0 and not numbered
 
 
 def is_shared(one: Recipe, other: Recipe) -> bool:

@@ -145,7 +145,7 @@ def _rows(mdata: MuData, name: str, wanted: pd.Index) -> Any:
 
 
 def _refit(model: TransferModel, pair: ModalityPair, clock: Clock, left: int, seed: int) -> Any:
-    fresh = translators.make(model.method, **model.translator.get_config())
+    fresh = translators.make(model.method, **model.translator.refit_config())
     trainer = Trainer(progress=False, max_seconds=clock.share(left))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CelltransferWarning)
