@@ -56,8 +56,8 @@ def mmd(a: Tensor, b: Tensor, widths: Sequence[float] = WIDTHS, *, unit: float |
 def sinkhorn_divergence(a: Tensor, b: Tensor, epsilon: float = 0.05, scaling: float = 0.5) -> Tensor:
     r"""Entropic transport without its bias, W(a, b) - (W(a, a) + W(b, b)) / 2, of cost ||a_i - b_j||^2 / D.
 
-    By GeomLoss (Feydy et al. 2019), whose gradient is that of the converged divergence. 0 for equal samples; with
-    regularisation 0 it is the squared Wasserstein-2 distance per coordinate.
+    By GeomLoss (Feydy et al. 2019), with a gradient close to that of the converged divergence. 0 for equal samples;
+    with regularisation 0 it is the squared Wasserstein-2 distance per coordinate.
 
     Parameters
     ----------
