@@ -166,14 +166,15 @@ def _scores(task: protocol.Task, translated: AnnData, groups: Mapping[str, np.nd
     mine, controls = protocol.score(task, translated), protocol.control_table(task, seed)
     ceiling = controls["reference"]
     rows = {TRANSLATION: mine.values} | {CONTROLS[name]: controls[name].values for name in CONTROLS if name in controls}
+    table = pd.DataFrame(rows).T
     per_cell = {name: values for name, values in mine.per_cell.items() if np.isfinite(values).any()}
     features = task.truth.var_names.get_indexer(translated.var_names)
     points = centred(task.space.transform(translated.X, features))
     by_cell = tables.by_cell(task, mine, points, translated.obs, groups)
     return {
-        "table": pd.DataFrame(rows).T,
+        "table": table,
         "intervals": {name: (found.low, found.high) for name, found in intervals(per_cell, seed=seed).items()},
-        "overall": tables.overall(mine, ceiling, seed),
+        "overall": tables.overall(mine, ceiling, table, seed),
         "by_group": tables.by_group(groups, mine, ceiling, points, task.truth_points, seed),
         "by_feature": tables.by_feature(translated.var_names, mine, translated.X, task.truth_normalised[:, features]),
         "by_cell": by_cell,

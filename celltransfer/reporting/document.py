@@ -80,11 +80,14 @@ def _verdict(report: Report) -> Section:
         )
         if not frame["measured"].any():
             frame = frame[["estimate"]]
-        caption = "What the verdict rests on: no pair that is scored here was used for it."
+        beside = "Beside it, and not in the level."
         if "reference_cells" in evidence.index and frame.shape[1] > 1:
             among = report.verdict.evidence["reference_cells"]
-            caption += f" kNN accuracy is estimated, and measured, among {among:.0f} target cells."
-        blocks.append(Table(caption, frame))
+            beside += f" kNN accuracy is estimated, and measured, among {among:.0f} target cells."
+        rests = "What the level of the verdict rests on: no pair that is scored here was used for it."
+        decides = evidence["in_level"].to_numpy(dtype=bool)
+        for caption, part in ((rests, frame[decides]), (beside, frame[~decides])):
+            blocks += [Table(caption, part.loc[:, (part != "").any()])] if len(part) else []
     return Section("Verdict", blocks)
 
 
@@ -137,9 +140,9 @@ def _controls(report: Report) -> Section:
 
 
 def _groups(report: Report) -> Section:
-    blocks: list[str | Table | Picture] = []
     if report.by_group.empty:
         return Section("By group")
+    blocks: list[str | Table | Picture] = [sentence] if (sentence := report.lost_within()) else []
     for grouping, part in tables.groupings(report.by_group):
         found = part.droplevel(0)
         rest = len(found) - MAX_GROUPS
@@ -231,10 +234,15 @@ def _cells(report: Report) -> Section:
     by = names[-1] if names else "foscttm"
     if names:
         ordered = found.sort_values(by, ascending=False, kind="stable")
-        what = "reliable cells by " + words.confidence_label(by)
+        label = words.confidence_label(by)
+        titles = f"most reliable cells by {label}", f"least reliable cells by {label}"
+        if not tables.ranks_errors(found, by):
+            more = f"{label}, which does not tell reliable cells here"
+            titles = f"cells of highest {more}", f"cells of lowest {more}"
     else:
-        ordered, what = found.sort_values(by, kind="stable"), "reliable cells by FOSCTTM, in hindsight"
-    for which, part in _extremes(ordered, f"most {what}", f"least {what}"):
+        ordered = found.sort_values(by, kind="stable")
+        titles = "cells of lowest FOSCTTM, in hindsight", "cells of highest FOSCTTM, in hindsight"
+    for which, part in _extremes(ordered, *titles):
         blocks.append(Table(f"{which}.", _cell_table(part, names, report)))
     return Section("Cells", blocks)
 
@@ -248,8 +256,15 @@ def _confidence_sentences(report: Report) -> list[str]:
             f"{words.confidence_label(name).capitalize()} (obs[{name!r}]) ranks cells by their error with a "
             f"correlation of {correlation:.2f} (1 is right for all, 0 for none). With the less confident half "
             f"rejected, FOSCTTM goes from {found['foscttm'].mean():.3f} to {half:.3f} (at best {best:.3f})."
+            f"{'' if tables.ranks_errors(found, name) else _no_use(name, correlation)}"
         )
     return sentences
+
+
+def _no_use(name: str, correlation: float) -> str:
+    """That a confidence does not rank the errors, plainly."""
+    how = "ranks the cells the wrong way round" if correlation <= -tables.MIN_CORRELATION else "does not rank the cells"
+    return f" On these cells {words.confidence_label(name)} {how}: do not choose or reject cells by it."
 
 
 def _cell_table(part: pd.DataFrame, names: list[str], report: Report) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from html import escape
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from celltransfer.reporting import document, words
+from celltransfer.reporting import document, tables, words
 from celltransfer.reporting import pictures as drawn
 
 if TYPE_CHECKING:
@@ -114,12 +114,18 @@ def _figures(report: Report) -> str:
         (
             "Share of the ceiling (FOSCTTM)",
             words.percent(row["share"]) or "no ceiling",
-            f"ceiling {row['ceiling']:.3f}, trained on all pairs",
+            f"{row['ceiling']:.3f}, trained on all pairs{_rival(report)}",
         ),
         ("Scored cells", f"{report.about['n_cells']:,}", escape(report.about["cells"])),
     ]
     boxes = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{more}</small></dd></div>\n" for name, value, more in found)
     return f'<dl class="figures">\n{boxes}</dl>\n'
+
+
+def _rival(report: Report) -> str:
+    """Which control takes from the ceiling that it is one."""
+    rivals = tables.beat_ceiling(report.table, "foscttm")
+    return f"; {escape(str(rivals.index[0]))} {rivals.iloc[0]:.3f}" if len(rivals) else ""
 
 
 def _section(section: document.Section, pictures: Mapping[str, drawn.Picture]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rich.console import Group
 
     from celltransfer.train.outcome import Verdict
+
+# Groups that a sentence names.
+MAX_NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +74,9 @@ class Report:
 
     @property
     def evidence(self) -> pd.DataFrame:
-        """What the verdict rests on: one row per figure, estimates with interval and, if known, the measured score.
+        """What the verdict found: one row per figure, estimates with interval and, if known, the measured score.
 
+        ``in_level`` marks the figures that its level rests on; the others are beside it.
         kNN accuracy is measured among as many cells as the verdict ranked, ``reference_cells``.
         """
         found = self.verdict.evidence
@@ -103,7 +107,7 @@ class Report:
         if not self.table.empty:
             sample = f" (a random sample of {about['n_known']})" if about["n_cells"] < about["n_known"] else ""
             lines += [f"Scored on {about['n_cells']} {about['cells']}{sample}.", self._compare(), self._beaten_by()]
-            lines += [sentence for sentence in [self.estimate_and_truth()] if sentence]
+            lines += [sentence for sentence in [self.lost_within(), self.estimate_and_truth()] if sentence]
         return [*lines, *self.notes]
 
     def _compare(self) -> str:
@@ -116,7 +120,8 @@ class Report:
             f"chance {min(10 / self.about['n_cells'], 1):.1%})"
         )
         if CEILING in self.table.index:
-            text += _against_ceiling(scores["foscttm"], float(self.table["foscttm"][CEILING]))
+            rivals = tables.beat_ceiling(self.table, "foscttm")
+            text += _against_ceiling(scores["foscttm"], float(self.table["foscttm"][CEILING]), rivals)
         return f"{text}."
 
     def _beaten_by(self) -> str:
@@ -126,6 +131,18 @@ class Report:
         if not len(better):
             return "No control has a lower FOSCTTM."
         return f"Controls with a lower FOSCTTM: {', '.join(f'{name} ({foscttm[name]:.3f})' for name in better)}."
+
+    def lost_within(self) -> str:
+        """The groups within which cells are placed no better than at random; empty if there are none."""
+        worse, equal = tables.lost_within(self.by_group)
+        parts = [
+            f"{what} within {_named(found)}"
+            for what, found in (("worse than chance", worse), ("no better than chance", equal))
+            if len(found)
+        ]
+        if not parts:
+            return ""
+        return f"By FOSCTTM among the cells of a group only, the translation is {' and '.join(parts)}."
 
     def estimate_and_truth(self) -> str:
         """Whether the verdict's interval for FOSCTTM holds what was measured; empty if it has none."""
@@ -148,22 +165,34 @@ class Report:
 
         return document.markdown(self)
 
-    def to_html(self, path: str | Path | None = None) -> str:
+    @overload
+    def to_html(self, path: None = None) -> str: ...
+
+    @overload
+    def to_html(self, path: str | Path) -> None: ...
+
+    def to_html(self, path: str | Path | None = None) -> str | None:
         """A page with all tables and pictures in one file: no scripts, and nothing loaded from elsewhere.
 
         Parameters
         ----------
         path
-            Where to write it; ``None``: it is only returned.
+            Where to write it.
+
+        Returns
+        -------
+        str or None
+            The page where there is no path, ``None`` where it was written.
         """
         from celltransfer.data.writeback import atomic_path
         from celltransfer.reporting import page
 
         text = page.page(self)
-        if path is not None:
-            with atomic_path(path) as part:
-                part.write_text(text, encoding="utf-8")
-        return text
+        if path is None:
+            return text
+        with atomic_path(path) as part:
+            part.write_text(text, encoding="utf-8")
+        return None
 
     def to_csv(self, folder: str | Path) -> None:
         """Write every table that is not empty as ``<name>.csv`` into a folder, which is made if needed."""
@@ -235,8 +264,18 @@ def _plain(frame: pd.DataFrame) -> dict[Any, dict[str, Any]]:
     }
 
 
-def _against_ceiling(foscttm: float, ceiling: float) -> str:
-    """How far a FOSCTTM has come from chance to the ceiling, in words where a share would mislead."""
+def _named(found: pd.Series) -> str:
+    """The first groups with their scores, and how many more there are."""
+    shown = ", ".join(f"{name} ({value:.3f})" for name, value in found.head(MAX_NAMED).items())
+    rest = len(found) - MAX_NAMED
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def _against_ceiling(foscttm: float, ceiling: float, rivals: pd.Series) -> str:
+    """How far a FOSCTTM has come from chance to the ceiling, in words where a share would mislead.
+
+    `rivals` are the controls that beat the ceiling.
+    """
     if ceiling > tables.NO_CEILING:
         return f"; the ceiling itself is at {ceiling:.3f}: hardly anything can be translated between these modalities"
     share = reference_share(foscttm, 0.5, ceiling)
@@ -244,4 +283,9 @@ def _against_ceiling(foscttm: float, ceiling: float) -> str:
         return "; not better than chance"
     if share > 1:
         return f"; better than the ceiling ({ceiling:.3f}), which too few pairs may have set too low"
+    if len(rivals):
+        return (
+            f"; the ceiling ({ceiling:.3f}) is no scale, as {rivals.index[0]} ({rivals.iloc[0]:.3f}) beats it without "
+            "a hidden pair"
+        )
     return f"; {share:.0%} of the way from chance to the ceiling ({ceiling:.3f})"

@@ -11,6 +11,7 @@ from scipy.stats import binom
 
 from celltransfer.metrics import scores
 from celltransfer.metrics.bootstrap import intervals, resampled_means
+from celltransfer.reporting.words import CEILING, TRANSLATION, USE_LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 # A ceiling this close to chance gives no scale to measure against.
 NO_CEILING = 0.45
+# FOSCTTM of a map that knows nothing, and cells of a group from which on an interval that reaches it says something.
+CHANCE, MIN_GROUP = 0.5, 30
 # The scores that say how well each direction works.
 DIRECTED = [
     "foscttm",
@@ -30,23 +33,38 @@ DIRECTED = [
     "knn_accuracy@50",
     "knn_accuracy_target_to_source@50",
 ]
+# A confidence whose rank correlation with the error is below this is of no use for single cells.
+MIN_CORRELATION = 0.1
 COVERAGE = np.round(np.arange(1.0, 0.0, -0.05), 2)
 _N_BOOT = 2000
 # Keeps the order of equally confident cells unrelated to other draws of the same seed.
 _TIES = 43
 
 
-def overall(mine: Scores, ceiling: Scores, seed: int = 0) -> pd.DataFrame:
+def overall(mine: Scores, ceiling: Scores, table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Each direction's scores with interval, chance, ceiling and the share of the ceiling that is reached.
 
     One row per score. The interval of the share resamples the cells of translation and ceiling together. The share
-    is NaN where the ceiling is no better than chance, by its interval, or its FOSCTTM above 0.45.
+    is NaN where the ceiling is no better than chance, by its interval, its FOSCTTM above 0.45, or a control of the
+    `table` of all methods beats it.
     """
     n = len(mine.per_cell["foscttm"])
     per_cell = [side.per_cell[name][None] for side in (mine, ceiling) for name in DIRECTED]
     means = resampled_means(per_cell, _N_BOOT, seed).reshape(2, len(DIRECTED), -1)
     rows = {name: _row(name, mine[name], ceiling[name], means[0, i], means[1, i], n) for i, name in enumerate(DIRECTED)}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("score")
+    found = pd.DataFrame.from_dict(rows, orient="index").rename_axis("score")
+    beaten = [not beat_ceiling(table, name).empty for name in found.index]
+    found.loc[beaten, ["share", "share_low", "share_high"]] = np.nan
+    return found
+
+
+def beat_ceiling(table: pd.DataFrame, score: str) -> pd.Series:
+    """The controls that saw neither hidden pairs nor labels and are better than the ceiling, best first."""
+    if CEILING not in table.index or score not in table:
+        return pd.Series(dtype=float)
+    sign = 1 if score.startswith("foscttm") else -1
+    controls = table[score].drop([TRANSLATION, *USE_LABELS], errors="ignore").astype(float)
+    return controls[sign * controls < sign * controls[CEILING]].sort_values(ascending=sign > 0)
 
 
 def _row(name: str, mine: float, best: float, means: np.ndarray, best_means: np.ndarray, n: int) -> dict[str, float]:
@@ -99,6 +117,19 @@ def by_group(
 def groupings(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The parts of `by_group`, each with its name."""
     return [] if table.empty else [(str(name), part) for name, part in table.groupby(level=0, sort=False)]
+
+
+def lost_within(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """``foscttm_within`` of the groups where it is worse than chance by its interval, and of those no better than it.
+
+    Of groups with fewer than 30 cells an interval that reaches chance says nothing, and they are left out.
+    """
+    if "foscttm_within" not in table:
+        return pd.Series(dtype=float), pd.Series(dtype=float)
+    found = table[table["n"] >= MIN_GROUP].droplevel(0)
+    low, high = found["foscttm_within_low"], found["foscttm_within_high"]
+    within = found["foscttm_within"]
+    return within[low > CHANCE], within[(low <= CHANCE) & (high >= CHANCE)]
 
 
 def _as_text(index: pd.Index) -> pd.Index:
@@ -223,11 +254,17 @@ def rank_correlation(cells: pd.DataFrame, confidence: str) -> float:
     return float(cells[confidence].corr(-cells["foscttm"], method="spearman"))
 
 
+def ranks_errors(cells: pd.DataFrame, confidence: str) -> bool:
+    """Whether a confidence ranks the cells by their error: with a correlation of 0.1, and beyond what chance gives."""
+    return rank_correlation(cells, confidence) >= max(MIN_CORRELATION, 1.96 / np.sqrt(max(len(cells) - 1, 1)))
+
+
 def evidence(found: Mapping[str, float], truth: Mapping[str, float]) -> pd.DataFrame:
     """The verdict's evidence, estimates first: their intervals and, where the `truth` is known, the measured score.
 
     Any ``x_estimate`` is taken for an estimate of the score ``x``, with the interval ``x_low`` to ``x_high``. ``held``
-    says whether the interval holds what was measured.
+    says whether the interval holds what was measured, and ``in_level`` whether the level of the verdict rests on the
+    figure.
     """
     bounds: dict[str, tuple[str, str] | None] = {}
     for key in found:  # an interval belongs to the first figure that it fits
@@ -237,15 +274,23 @@ def evidence(found: Mapping[str, float], truth: Mapping[str, float]) -> pd.DataF
     rows: dict[str, dict[str, Any]] = {}
     for key in sorted(found.keys() - limits, key=lambda key: ("_estimate" not in key, list(found).index(key))):
         score = key.replace("_estimate", "")
-        rows[score] = {"value": found[key]}
+        rows[score] = {"value": found[key], "in_level": _in_level(key, found)}
         if bounds[key]:
             rows[score] |= dict(zip(("low", "high"), (found[limit] for limit in bounds[key] or ()), strict=True))
         if "_estimate" in key:
             rows[score]["measured"] = true = truth.get(score, float("nan"))
             low, high = (rows[score].get(end, float("nan")) for end in ("low", "high"))
             rows[score]["held"] = None if np.isnan([true, low, high]).any() else bool(low <= true <= high)
-    columns = ["value", "low", "high", "measured", "held"]
+    columns = ["value", "low", "high", "measured", "held", "in_level"]
     return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns).rename_axis("evidence")
+
+
+def _in_level(key: str, found: Mapping[str, float]) -> bool:
+    """Whether the level rests on a figure; on the test of alignment where no anchor could be left out."""
+    if key.startswith("alignment_"):
+        return not found.get("held_out_anchors", 0)
+    named = ("n_anchors", "self_rank", "twin_disagreement", "held_out_anchors")
+    return key in named or key.startswith(("foscttm_", "held_out_rank", "held_out_sd"))
 
 
 def _bounds(key: str, found: Mapping[str, float]) -> tuple[str, str] | None:

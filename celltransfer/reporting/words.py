@@ -23,6 +23,8 @@ CONTROLS = {
     "reference": "ceiling: all pairs",
 }
 CEILING = CONTROLS["reference"]
+# Labels may come from both modalities: what uses them is no measure of what can be translated.
+USE_LABELS = [CONTROLS["labels_only"], CONTROLS["label_oracle"]]
 HEADLINE = [
     "foscttm",
     "foscttm_source_to_target",
@@ -58,6 +60,26 @@ _EVIDENCE = {
     "shape_ratio": "The same, at the spread of the target cells",
     "depth_agreement": "Correlation of the library sizes of cells and of their translations",
     "depth_explained": "Share of library size that target cells reveal",
+    "round_trip": "Error of cells translated forth and back, in units of their spread",
+    "round_trip_failed": "Translated cells could not be taken back (1: yes)",
+    "alignment_distance": "Alignment: log-likelihood-ratio distance of translated and target cells",
+    "alignment_distance_share": "Alignment: its excess over like sets, as a share of the largest possible",
+    "alignment_distance_null": "Alignment: that distance of like sets, on average",
+    "alignment_distance_null_high": "Alignment: that distance of like sets, at most (95 %)",
+    "alignment_distance_p": "Alignment: p value of that distance",
+    "alignment_auc": "Alignment: AUC of a classifier that tells the sets apart",
+    "alignment_auc_null": "Alignment: that AUC of like sets, on average",
+    "alignment_auc_null_high": "Alignment: that AUC of like sets, at most (95 %)",
+    "alignment_auc_p": "Alignment: p value of that AUC",
+    "alignment_score_p": "Alignment: p value of equal means and covariances (score test)",
+    "alignment_covered_translated": "Alignment: translated cells among target cells, relative to like sets",
+    "alignment_covered_target": "Alignment: target cells among translated cells, relative to like sets",
+    "alignment_cells_translated": "Alignment: translated cells",
+    "alignment_cells_target": "Alignment: target cells",
+    "alignment_held_translated": "Alignment: translated cells evaluated that the fit has not seen",
+    "alignment_held_target": "Alignment: target cells evaluated that the fit has not seen",
+    "alignment_dimensions": "Alignment: dimensions of the comparison",
+    "alignment_broken_cells": "Alignment: translated cells that are no numbers",
 }
 
 

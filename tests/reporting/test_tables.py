@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import celltransfer as ct
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
 from celltransfer.errors import ConditionError
+from celltransfer.metrics.alignment import alignment
 from celltransfer.metrics.protocol import Scores
 from celltransfer.metrics.scores import (
     correlation_per_feature,
@@ -17,6 +20,7 @@ from celltransfer.metrics.scores import (
     reference_share,
 )
 from celltransfer.reporting import tables
+from celltransfer.reporting.words import evidence_label
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::celltransfer.errors.VerdictWarning", "ignore:method='ridge' fits without conditions"
@@ -33,10 +37,14 @@ def test_overall_agrees_with_the_table_and_the_intervals(result):
         assert row["translation"] == pytest.approx(result.table.loc["translation", name])
         assert row["ceiling"] == pytest.approx(result.table.loc["ceiling: all pairs", name])
         assert (row["low"], row["high"]) == pytest.approx(result.intervals[name])
+        if not tables.beat_ceiling(result.table, name).empty:
+            assert np.isnan(row["share"])
+            continue
         share = reference_share(row["translation"], row["chance"], row["ceiling"])
         assert row["share"] == pytest.approx(share)
         assert row["share_low"] < share < row["share_high"]
     n = result.about["n_cells"]
+    assert overall.loc["foscttm", "share"] > 0
     assert overall.loc["foscttm", "chance"] == 0.5
     assert overall.loc["knn_accuracy@10", "chance"] == 10 / n
     directions = overall.loc[["foscttm_source_to_target", "foscttm_target_to_source"], "translation"]
@@ -51,9 +59,85 @@ def test_a_ceiling_at_chance_gives_no_share():
         cells = {name: values * shift if "foscttm" in name else values * 0.05 for name, values in cells.items()}
         return Scores({name: float(values.mean()) for name, values in cells.items()}, cells)
 
-    assert tables.overall(scores(0.5), scores(1.0)).loc["foscttm", ["share", "share_low"]].isna().all()
-    known = tables.overall(scores(1.0), scores(0.4)).loc["foscttm"]
+    alone = pd.DataFrame()
+    assert tables.overall(scores(0.5), scores(1.0), alone).loc["foscttm", ["share", "share_low"]].isna().all()
+    known = tables.overall(scores(1.0), scores(0.4), alone).loc["foscttm"]
     assert known["share_low"] < known["share"] < known["share_high"] < 0.5
+
+
+def test_a_control_that_beats_the_ceiling_leaves_no_share(result):
+    """Labels may come from the hidden pairs, so controls that use them take nothing from the ceiling."""
+    ceiling = result.table.loc["ceiling: all pairs", "foscttm"]
+    for name, beaten in (("condition mean", True), ("label oracle", False)):
+        table = result.table.copy()
+        table.loc[name] = table.loc["chance"]
+        table.loc[name, "foscttm"] = ceiling - 0.01
+        changed = replace(result, table=table)
+        assert list(tables.beat_ceiling(table, "foscttm").index) == (["condition mean"] if beaten else [])
+        text = "\n".join(changed.summary())
+        assert ("of the way from chance to the ceiling" in text) != beaten
+        assert (f"is no scale, as condition mean ({ceiling - 0.01:.3f}) beats it" in text) == beaten
+        shares = overall_of(table).loc[["foscttm", "foscttm_source_to_target"], "share"]
+        assert list(shares.isna()) == [beaten, False]
+    table.loc["condition mean", "knn_accuracy@10"] = table.loc["ceiling: all pairs", "knn_accuracy@10"] + 0.1
+    assert tables.beat_ceiling(table, "knn_accuracy@10").index[0] == "condition mean"
+
+
+def overall_of(table):
+    """The overall table of some scores, beside the `table` of all methods."""
+    rng = np.random.default_rng(0)
+    cells = {name: rng.uniform(0.2, 0.4, size=200) for name in tables.DIRECTED}
+    mine = Scores({name: float(values.mean()) for name, values in cells.items()}, cells)
+    return tables.overall(mine, mine, table)
+
+
+def test_groups_that_are_lost_are_named(result):
+    table = pd.DataFrame(
+        {
+            "n": [100, 90, 80, 10],
+            "foscttm_within": [0.55, 0.2, 0.48, 0.5],
+            "foscttm_within_low": [0.52, 0.1, 0.44, 0.3],
+            "foscttm_within_high": [0.57, 0.3, 0.52, 0.7],
+        },
+        index=pd.MultiIndex.from_tuples([("type", name) for name in ("mono", "B", "DC", "few")]),
+    )
+    text = replace(result, by_group=table).lost_within()
+    assert text.endswith("is worse than chance within mono (0.550) and no better than chance within DC (0.480).")
+    assert text in replace(result, by_group=table).summary()
+    assert replace(result, by_group=table.loc[[("type", "B")]]).lost_within() == ""
+    assert replace(result, by_group=pd.DataFrame()).lost_within() == ""
+
+
+def test_a_confidence_that_does_not_rank_the_errors_is_said_to(result):
+    error = result.by_cell["foscttm"].to_numpy()
+    blind = np.random.default_rng(0).permutation(error)
+    for confidence, use in ((-error, "most reliable"), (blind, "does not rank the cells"), (error, "wrong way round")):
+        cells = result.by_cell.assign(translation_confidence=confidence)
+        text = replace(result, by_cell=cells, risk=tables.risk(cells)).to_html()
+        said = {word for word in ("most reliable", "does not rank the cells", "wrong way round") if word in text}
+        assert use in said
+        assert ("most reliable" in said) == (use == "most reliable")
+
+
+def test_the_level_is_apart_from_what_is_beside_it():
+    found = {"foscttm_estimate": 0.2, "self_rank": 0.2, "held_out_near@10": 0.1, "depth_agreement": -0.87}
+    for anchors, counts in ((0.0, True), (9.0, False)):
+        known = found | {"held_out_anchors": anchors, "alignment_auc_p": 0.5}
+        rests = tables.evidence(known, {})["in_level"]
+        assert set(rests.index[rests.astype(bool)]) - {"alignment_auc_p"} == {
+            "foscttm",
+            "self_rank",
+            "held_out_anchors",
+        }
+        assert rests["alignment_auc_p"] == counts
+
+
+def test_figures_of_the_alignment_have_words():
+    """Of every figure that the test of alignment leaves in a verdict."""
+    cells = np.random.default_rng(0).normal(size=(2, 120, 3))
+    evidence = alignment(*cells, seed=0).evidence
+    for name in evidence:
+        assert evidence_label(f"alignment_{name}").startswith("Alignment: ")
 
 
 def test_groups_agree_with_direct_computation(result):
