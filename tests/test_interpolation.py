@@ -230,3 +230,15 @@ def test_an_attribute_of_obs_makes_the_cost(cells):
     )
     assert [len(own) for own in codes] == [cells[name].n_obs for name in cells.mod]
     assert model.translator.get_config()["cost_attribute"] == "cell_type"
+
+
+def test_recipes_that_give_the_same_features_share_them(cells):
+    """Two recipes that learn nothing, one for each modality."""
+    train = cells.obs_names[:-3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CelltransferWarning)
+        model = fitted(cells, recipes={"control": "none", "treated": "none"}, train=list(train))
+        logs = fitted(cells, recipes={"control": "none", "treated": "protein"}, start="moments")
+    assert "the features they share" in model.result_.notes[0]
+    assert is_shared(*model.recipes.values())
+    assert not is_shared(*logs.recipes.values())

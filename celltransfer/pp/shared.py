@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from celltransfer.pp.recipe import Recipe
 
 
+# What a recipe remembers of its cells without using it.
+ANNOTATION = ("var", "n_cells")
 logger = logging.getLogger("celltransfer")
 
 
@@ -141,7 +143,11 @@ def is_shared(one: Recipe, other: Recipe) -> bool:
     """Whether two fitted recipes give the same features."""
     if one is other:
         return True
-    states = one.get_state(), other.get_state()
-    return states[0].keys() == states[1].keys() and all(
-        np.array_equal(value, states[1][name]) for name, value in states[0].items()
+    states = [
+        {name: value for name, value in recipe.get_state().items() if name not in ANNOTATION} for recipe in (one, other)
+    ]
+    return (
+        _alike(one, other)
+        and states[0].keys() == states[1].keys()
+        and all(np.array_equal(value, states[1][name]) for name, value in states[0].items())
     )

@@ -71,3 +71,13 @@ def test_no_number_below_that_of_the_model_gives_no_curve(cells, model):
     result = ct.report(model, cells, anchors=(60, 80))
     assert result.curve.empty
     assert "There is no curve" in repr(result)
+
+
+def test_a_cost_from_an_attribute_is_kept_by_refits(cells):
+    from celltransfer.train.loop import Trainer
+
+    short = Trainer(max_steps=5, batch_size=64, device="cpu", progress=False)
+    how = {"method": "dont", "cost_attribute": "cell_type", "anchors": 20, "trainer": short, "verdict": False}
+    model = ct.fit(cells, train="train", **how)
+    found = ct.report(model, cells, anchors=(5,))
+    assert set(found.curve["n_anchors"]) == {5, 20}
