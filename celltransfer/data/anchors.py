@@ -155,9 +155,11 @@ def _from_barcodes(mdata: MuData, source: str, target: str, barcodes: pd.Index) 
 
 def _from_table(mdata: MuData, source: str, target: str, frame: pd.DataFrame) -> np.ndarray:
     if not {"source_id", "target_id"} <= set(frame.columns):
-        if frame.shape[1] != 2:
+        # Columns without names go by their position; with other names, nothing says which is which.
+        if list(frame.columns) != [0, 1]:
             raise AnchorError(
-                f"The anchor table has columns {list(frame.columns)}; expected source_id and target_id, or two columns."
+                f"The anchor table has columns {list(frame.columns)}; expected source_id and target_id, or an array of "
+                "two columns."
             )
         frame = frame.set_axis(["source_id", "target_id"], axis=1)
     columns = []

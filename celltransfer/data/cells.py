@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from celltransfer.errors import AnchorError, ConditionError, InputError, ModalityError
+from celltransfer.errors import AnchorError, CelltransferWarning, ConditionError, InputError, ModalityError
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -184,12 +185,36 @@ def condition_labels(mdata: MuData, modality: str, keys: Sequence[str]) -> np.nd
                 f"Condition {key!r} is missing for {len(missing)} cells of {modality!r}, the first {missing[0]!r}. "
                 "A condition has to be known for every cell."
             )
+        _check_agreement(mdata, modality, key, column)
         labels = column.map(condition_label).astype(str)
         parts.append((labels.str.replace("|", r"\|", regex=False) if len(keys) > 1 else labels).to_numpy(dtype=str))
     joined = parts[0]
     for part in parts[1:]:
         joined = np.char.add(np.char.add(joined, "|"), part)
     return joined
+
+
+def _check_agreement(mdata: MuData, modality: str, key: str, column: pd.Series) -> None:
+    """Raise where a modality's own condition contradicts ``mdata.obs``; warn where it fills what that lacks."""
+    if key not in mdata.mod[modality].obs or key not in mdata.obs:
+        return
+    own = column.astype(object).map(condition_label)
+    shared = mdata.obs[key].reindex(column.index).astype(object).map(condition_label, na_action="ignore")
+    missing = shared.isna()
+    other = column.index[~missing & (own != shared)]
+    if len(other):
+        cell = other[0]
+        raise ConditionError(
+            f"Condition {key!r} has two values for {len(other)} cells of {modality!r}: cell {cell!r} is {own[cell]!r} "
+            f"in mdata[{modality!r}].obs and {shared[cell]!r} in mdata.obs. Correct or drop one of the columns."
+        )
+    if missing.any():
+        warnings.warn(
+            f"Condition {key!r} is missing in mdata.obs for {missing.sum()} cells of {modality!r}, the first "
+            f"{column.index[missing][0]!r}; it is taken from mdata[{modality!r}].obs.",
+            CelltransferWarning,
+            stacklevel=2,
+        )
 
 
 def condition_label(value: Hashable) -> str:

@@ -101,6 +101,7 @@ def test_draws_stay_inside_the_training_cells(mdata):
         (np.array([1.5, 2.5]), "expected barcodes"),
         (pd.DataFrame({"source_id": ["a", "a"], "target_id": ["a", "b"]}), "'a' of 'rna' occurs in 2"),
         (pd.DataFrame({"from": ["a"], "to": ["b"], "more": ["c"]}), "columns"),
+        (pd.DataFrame({"target": ["a"], "source": ["d"]}), r"\['target', 'source'\]; expected source_id and target_id"),
     ],
 )
 def test_wrong_anchors_say_what_is_wrong(mdata, anchors, message):

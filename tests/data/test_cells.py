@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 from celltransfer.data import cells
-from celltransfer.errors import ConditionError, InputError, ModalityError
+from celltransfer.errors import CelltransferWarning, ConditionError, InputError, ModalityError
 from mudata import MuData
 
 
@@ -50,6 +50,19 @@ def test_only_mudata_with_shared_cells(mdata):
         cells.check_mudata(mdata["rna"])
     with pytest.raises(InputError, match="axis=1"):
         cells.check_mudata(MuData({"a": modality("ab"), "b": modality("cd")}, axis=1))
+
+
+def test_a_condition_that_contradicts_itself_is_an_error(mdata):
+    mdata["rna"].obs["dose"] = ["low"] * mdata["rna"].n_obs
+    mdata.obs["dose"] = "low"
+    assert set(cells.condition_labels(mdata, "rna", ["dose"])) == {"low"}
+    second = mdata["rna"].obs_names[1]
+    mdata.obs.loc[second, "dose"] = "high"
+    with pytest.raises(ConditionError, match=f"'dose' has two values for 1 cells.*{second!r} is 'low'.*'high'"):
+        cells.condition_labels(mdata, "rna", ["dose"])
+    mdata.obs.loc[second, "dose"] = None
+    with pytest.warns(CelltransferWarning, match=f"missing in mdata.obs for 1 cells of 'rna', the first {second!r}"):
+        assert set(cells.condition_labels(mdata, "rna", ["dose"])) == {"low"}
 
 
 def test_empty_and_duplicated(mdata):
