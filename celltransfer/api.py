@@ -186,15 +186,16 @@ def _check_arguments(seed: Any, conditions: Any, recipes: Any) -> None:
 
 
 def _trainer(trainer: Trainer | None, device: str) -> Trainer:
-    """The trainer on the device that was asked for, here or there."""
+    """The trainer on the device that was asked for, here or there; it has to exist, whatever the method needs."""
     if trainer is not None and not isinstance(trainer, Trainer):
         raise ConfigError(f"trainer={trainer!r}; expected a celltransfer.train.Trainer.")
     trainer = trainer or Trainer()
-    if device in ("auto", trainer.device):
-        return trainer
-    if trainer.device != "auto":
-        raise ConfigError(f"device={device!r}, and the trainer says device={trainer.device!r}; give one of them.")
-    return replace(trainer, device=device)
+    if device not in ("auto", trainer.device):
+        if trainer.device != "auto":
+            raise ConfigError(f"device={device!r}, and the trainer says device={trainer.device!r}; give one of them.")
+        trainer = replace(trainer, device=device)
+    trainer.resolve_device()
+    return trainer
 
 
 def _warn(message: str, level: int = 3) -> None:

@@ -99,6 +99,8 @@ def test_the_device_may_be_given_in_either_place_but_not_differently(cells):
         ct.fit(cells, device="cuda", trainer=Trainer(device="cpu"), **options)
     with pytest.raises(ConfigError, match="tpu9"):
         ct.fit(cells, device="tpu9", trainer=Trainer(max_steps=1), anchors=20, method="jacobian")
+    with pytest.raises(ConfigError, match="device='gpu' is not a device"):
+        ct.fit(cells, device="gpu", anchors=20, method="ridge")
 
 
 def test_conditions_that_the_fit_ignores_are_a_warning():
