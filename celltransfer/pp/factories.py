@@ -233,6 +233,8 @@ def resolve(recipe: str | Recipe, modality: str, adata: AnnData) -> Recipe:
         logger.info("Modality %r: recipe %r, because of %s.", modality, kind, reason)
         return Recipe(kind, modality=modality)
     fallback = Recipe("none", modality=modality, whiten=True, n_components="auto")
+    if _objection("none", modality, adata) is not None:  # no recipe takes such values, and its fit says so
+        return fallback
     message = f"Modality {modality!r}: {fallback!r}; {reason} suggested {kind!r}, but {objection}"
     if reason == _BY_VALUES:
         logger.info(message)

@@ -98,16 +98,18 @@ class Slot:
         """Column of `have` for every feature of `want`; -1 where it is missing and may be."""
         columns = have.get_indexer(want)
         missing = want[columns < 0]
+        if len(missing) == len(want):
+            raise FeatureError(
+                f"`{self}` has none of the {len(want)} features this recipe was fitted on: it has {str(have[0])!r}, "
+                f"the recipe knows {str(want[0])!r}. None in common: another modality, or other identifiers (symbols "
+                "against Ensembl ids)?"
+            )
         if len(missing) and on_missing == "error":
             some = ", ".join(repr(str(name)) for name in missing[:3])
             raise FeatureError(
                 f"`{self}` lacks {len(missing)} of the {len(want)} features this recipe was fitted on, e.g. {some}. "
-                "Add them, or make the recipe with `on_missing='zero'` to take them as 0."
-            )
-        if len(missing) == len(want):
-            raise FeatureError(
-                f"`{self}` has none of the {len(want)} features this recipe was fitted on: it has {str(have[0])!r}, "
-                f"the recipe knows {str(want[0])!r}. Rename the features (symbols against Ensembl ids?)."
+                "Add them, or take them as 0: `model.translate(..., on_missing='zero')`, or `--on-missing zero` on the "
+                "command line; no new fit is needed."
             )
         if len(missing) > MANY_MISSING * len(want):
             warnings.warn(

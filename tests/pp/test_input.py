@@ -135,6 +135,14 @@ def test_missing_features(make, kind):
     np.testing.assert_allclose(filled, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_no_feature_in_common_is_said_before_anything_about_missing_ones():
+    recipe = ct.pp.rna().fit(cells())
+    other = cells()
+    other.var_names = [f"ENSG{i}" for i in range(other.n_vars)]
+    with pytest.raises(FeatureError, match="None in common: another modality, or other identifiers"):
+        recipe.transform(other)
+
+
 def test_duplicated_names_are_errors():
     adata = cells()
     adata.var_names = ["f0", "f0", *adata.var_names[2:]]

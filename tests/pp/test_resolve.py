@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
-from celltransfer.errors import CelltransferWarning, ConfigError, CountsError
+from celltransfer.errors import CelltransferWarning, ConfigError, CountsError, InputError
 
 
 def cells(real=False, feature_types=None, p=12):
@@ -62,6 +62,18 @@ def test_auto_falls_back_to_standardised_values_and_says_so(modality):
     assert recipe.kind == "none"
     z = recipe.fit(adata).transform(adata)
     np.testing.assert_allclose(z.std(axis=0), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("broken", ["NaN", "names"])
+@pytest.mark.filterwarnings("error::celltransfer.errors.CelltransferWarning")
+def test_auto_leaves_what_no_recipe_takes_to_the_error(broken):
+    adata = cells()
+    if broken == "NaN":
+        adata.X[0, 0] = np.nan
+    else:
+        adata.var_names = ["f0", "f0", *adata.var_names[2:]]
+    with pytest.raises(InputError, match={"NaN": "holds nan", "names": "duplicated feature names"}[broken]):
+        ct.pp.resolve("auto", "rna", adata).fit(adata)
 
 
 def test_auto_without_a_telling_name_goes_by_the_values(caplog):
