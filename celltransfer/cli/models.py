@@ -7,6 +7,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,8 @@ from celltransfer.cli.session import say, session
 from celltransfer.errors import InputError, WriteError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pandas as pd
     from mudata import MuData
 
@@ -178,7 +181,7 @@ def translate(
     backward: Annotated[
         bool, typer.Option(help="Translate target cells to the source, where the method has an inverse.")
     ] = False,
-    counts: Annotated[bool, typer.Option(help="Write expected counts, where the recipe knows them.")] = False,
+    counts: Annotated[bool, typer.Option(help="Write expected counts, where the recipe knows them.")] = True,
     std: Annotated[bool, typer.Option(help="Write standard deviations, where the method knows them.")] = True,
     reject: Annotated[
         float | None, typer.Option(help="Mark cells whose confidence is below this.", min=0, max=1)
@@ -196,6 +199,7 @@ def translate(
         from celltransfer.data.writeback import write_h5mu
         from celltransfer.files import load
 
+        _check_output(out)
         model, mdata = load(model_dir), _read(data)
         model = model.backward if backward else model
         how = {"counts": counts, "std": std, "reject": reject, "on_missing": on_missing.value if on_missing else None}
@@ -235,6 +239,8 @@ def evaluate(
     with session(verbose):
         from celltransfer.files import load
 
+        for file in (report, html, json_file):
+            _check_output(file)
         model = load(model_dir)
         result = _report(
             model,
@@ -348,6 +354,20 @@ def _check_model_folder(path: Path, *, overwrite: bool) -> None:
         raise WriteError(f"{path} exists and is no celltransfer model; it is not overwritten.")
 
 
+def _check_output(path: Path | None) -> None:
+    """Refuse before the work what writing a file would refuse after it."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise WriteError(f"Cannot write {path}: it is a folder.")
+    folder = path.expanduser().parent
+    try:
+        with TemporaryFile(dir=folder if folder.exists() else folder.parent):
+            pass
+    except OSError as error:
+        raise WriteError(f"Cannot write {path}: {error.strerror} ({folder}).") from error
+
+
 def _pairs(items: list[str] | None) -> dict[str, str]:
     return {name: value for name, _, value in (item.partition("=") for item in items or [])}
 
@@ -384,7 +404,7 @@ def _draw(model: TransferModel, mdata: MuData, path: Path, seed: int) -> None:
 
 
 def _write_report(result: Report, path: Path | None, json_file: Path | None, *more: Path) -> None:
-    forms = {".json": result.to_json, ".html": result.to_html}
+    forms: dict[str, Callable[[], str]] = {".json": result.to_json, ".html": result.to_html}
     files = [(file, forms.get(file.suffix, result.to_markdown)) for file in (path, *more) if file is not None]
     if json_file is not None:
         files.append((json_file, result.to_json))
