@@ -63,6 +63,8 @@ def mixing_sparsity(
     """
     if norm not in NORMS or gauge not in GAUGES or (norm == "l2" and gauge == "column"):
         raise ConfigError(f"norm={norm!r} with gauge={gauge!r}; norms are l1 and l2, gauges variance and column.")
+    if len(z) < 2:
+        raise ConfigError("The spread of latents is taken over a batch: it needs 2 cells or more.")
     if gauge == "column":
         columns = _columns(g, z, n_probes, step, generator)
         ratio = columns.abs().sum(-1) / (columns.square().sum(-1) + FLOOR).sqrt()

@@ -77,13 +77,17 @@ class DomainFlow(nn.Module):
         return (v - self.shift[u]) * (-self.log_scale[u]).exp()
 
     @torch.no_grad()
-    def solve(self, z: Tensor, u: Tensor) -> None:
-        """Start from the Gaussian of each domain's latents, (n, d); domains with fewer than 2 keep what they have."""
+    def solve(self, z: Tensor, u: Tensor, which: Tensor | slice = slice(None)) -> None:
+        """Start from the Gaussian of each domain's latents, (n, d); domains with fewer than 2 keep what they have.
+
+        `which` coordinates, all by default.
+        """
         for code in u.unique():
             own = z[u == code]
             if len(own) > 1:
-                self.log_scale[code] = -own.std(0).clamp_min(FLOOR).log()
-                self.shift[code] = -own.mean(0) * self.log_scale[code].exp()
+                log_scale = -own.std(0).clamp_min(FLOOR).log()
+                self.log_scale[code, which] = log_scale[which]
+                self.shift[code, which] = (-own.mean(0) * log_scale.exp())[which]
 
     def log_prob(self, z: Tensor, u: Tensor) -> Tensor:
         """Log density of latents in domains u, by coordinate, (batch, d)."""
@@ -129,7 +133,9 @@ class Latents(nn.Module):
       style given by position trap training: a latent that has settled in the wrong block stays there.
     - ``"fixed"``: the first `n_content` coordinates are content.
     - ``"learned"``: bits with a straight-through gradient (Bengio et al. 2013), all style at first. `share` is their
-      penalty.
+      penalty; `follow` gives a latent whose bit has flipped its new law where it is.
+
+    `settle` ends the search: from then on the mask is what it is.
 
     Parameters
     ----------
@@ -144,6 +150,7 @@ class Latents(nn.Module):
     bits: Tensor
     centre: Tensor
     spread: Tensor
+    settled: Tensor
 
     def __init__(self, n_content: int, n_style: int, n_domains: int, *, units: int = 4, mask: str = "sorted") -> None:
         super().__init__()
@@ -155,11 +162,13 @@ class Latents(nn.Module):
         self.register_buffer("bits", fixed if mask == "fixed" else torch.ones(d))
         self.register_buffer("centre", torch.zeros(d))
         self.register_buffer("spread", torch.ones(d))
+        self.register_buffer("settled", torch.zeros((), dtype=torch.bool))
+        self.sorts = mask == "sorted"
         self.logits = nn.Parameter(torch.full((d,), 0.5)) if mask == "learned" else None
 
     def mask(self) -> Tensor:
         """Ones at style and zeros at content, shape (d,); gradients pass to the logits as if the bits were not cut."""
-        if self.logits is None:
+        if self.logits is None or self.settled:
             return self.bits
         p = self.logits.sigmoid()
         return (p > 0.5).to(p.dtype) + (p - p.detach())
@@ -170,7 +179,32 @@ class Latents(nn.Module):
 
     def share(self) -> Tensor:
         """Expected share of style coordinates."""
-        return self.bits.mean() if self.logits is None else self.logits.sigmoid().mean()
+        return self.bits.mean() if self.logits is None or self.settled else self.logits.sigmoid().mean()
+
+    def flipped(self) -> Tensor:
+        """Learned bits that `follow` has not seen yet, boolean, shape (d,)."""
+        return self.style() != (self.bits > 0.5)
+
+    @torch.no_grad()
+    def start(self, z: Tensor, u: Tensor, which: Tensor | slice = slice(None)) -> None:
+        """Both laws of the coordinates `which`, content's and style's, where the latents (n, d) are."""
+        self.flow.solve(z, u, which)
+        self.centre[which], self.spread[which] = z.mean(0)[which], z.std(0).clamp_min(FLOOR)[which]
+
+    @torch.no_grad()
+    def follow(self, z: Tensor, u: Tensor) -> None:
+        """Take flipped bits over: the law that a latent changes to has not moved with it, and starts anew."""
+        self.start(z, u, self.flipped())
+        self.bits.copy_(self.style())
+
+    @torch.no_grad()
+    def settle(self, z: Tensor, u: Tensor) -> None:
+        """Hold the mask as it is from now on; a sorted one is told apart first."""
+        if self.sorts:
+            self.sort(z, u)
+        elif self.logits is not None:
+            self.follow(z, u)
+        self.settled.fill_(True)
 
     def to_noise(self, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Noise that does not know the domain, (batch, d), and log-determinants (batch,), of latents (batch, d)."""
@@ -219,10 +253,12 @@ def information(z: Tensor, u: Tensor) -> Tensor:
 
     .. math:: I(z_j; u) = \tfrac12 \left( \log \operatorname{Var} z_j - E_u \log \operatorname{Var}(z_j | u) \right)
 
-    Domains with fewer than 2 cells are left out.
+    Domains with fewer than 2 cells are left out; where all are, nothing is known.
     """
     codes, counts = u.unique(return_counts=True)
     codes, counts = codes[counts > 1], counts[counts > 1]
+    if not len(codes):
+        return z.new_zeros(z.shape[1])
     inside = torch.stack([z[u == code].var(0).clamp_min(FLOOR).log() for code in codes])
     known = z[torch.isin(u, codes)]
     return 0.5 * (known.var(0).clamp_min(FLOOR).log() - (counts[:, None] * inside).sum(0) / counts.sum())

@@ -29,11 +29,15 @@ class Mixing(nn.Module):
         Conditions in each modality, 1 or more.
     """
 
+    common: Tensor
+
     def __init__(
         self, latents: Latents, sides: list[Side], discriminators: list[nn.Module], *, n_conditions: int = 1
     ) -> None:
         super().__init__()
         self.latents, self.n_conditions = latents, n_conditions
+        # Conditions that both modalities have: the style of others has no law that was learned.
+        self.register_buffer("common", torch.ones(n_conditions, dtype=torch.bool))
         self.sides, self.discriminators = nn.ModuleList(sides), nn.ModuleList(discriminators)
 
     def side(self, m: int) -> Side:
@@ -49,10 +53,12 @@ class Mixing(nn.Module):
         """Cells `x` of a (modality, domains) as they would be in another: encode, F_u, its inverse there, decode.
 
         Within one Gaussian side the part of `x` that the latents do not explain is the cell's own and goes with it.
+        Style stays as it is where one of the conditions is not in both modalities.
         """
         (m, u), (n, to) = source, target
         z = self.side(m).encode(x)[0]
-        moved = self.side(n).expected(self.latents.moved(z, to=to, u=u))
+        learned = self.common[u % self.n_conditions] & self.common[to % self.n_conditions]
+        moved = self.side(n).expected(torch.where(learned[:, None], self.latents.moved(z, to=to, u=u), z))
         if self.side(m) is not self.side(n) or self.side(m).likelihood != "gaussian":
             return moved
         return x + moved - self.side(m).expected(z)

@@ -10,6 +10,7 @@ from torch import Tensor
 from celltransfer.data.pair import Matrix, ModalityPair, dense
 from celltransfer.nn.mixing import Mixing, between_domains, draw
 from celltransfer.translators import holdout
+from celltransfer.translators.mixing_start import some
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,7 @@ class Held:
     def __init__(self, net: Mixing, pair: ModalityPair, rows: holdout.Split, device: torch.device) -> None:
         self.net, self.pair, self.rows, self.device = net, pair, rows, device
         self.codes = holdout.condition_codes(pair)
+        self.common = net.common.cpu().numpy()
         self.compared = holdout.HeldOut(pair, rows, lambda x: x, net.side(TARGET).scaled, device)
         held = zip((pair.x, pair.y), (rows.held_x, rows.held_y), strict=True)
         self.sides = [self._take(m, matrix, own) for m, (matrix, own) in enumerate(held)]
@@ -35,7 +37,7 @@ class Held:
         return self.compared.enough
 
     def objective(self, beta: float) -> float:
-        """The vae's objective, with draws that are the same every time."""
+        """The vae's objective without anchors and matching, with draws that are the same every time."""
         total, generator = 0.0, torch.Generator(self.device).manual_seed(0)
         for m, (x, u) in enumerate(self.sides):
             mean, log_sd = self.net.side(m).encode(x)
@@ -57,8 +59,7 @@ class Held:
         found = []
         with torch.no_grad():
             for m, (matrix, rows) in enumerate(((self.pair.x, self.rows.train_x), (self.pair.y, self.rows.train_y))):
-                few = rows[:: max(1, len(rows) // holdout.MOST_CELLS)]
-                x, u = self._take(m, matrix, few)
+                x, u = self._take(m, matrix, rows)
                 mean, log_sd = self.net.side(m).encode(x)
                 found.append((draw(mean, log_sd, torch.Generator(self.device).manual_seed(m)), u))
         return torch.cat([z for z, _ in found]), torch.cat([u for _, u in found])
@@ -76,6 +77,8 @@ class Held:
         return float(between_domains(z, u)), max(float(between_domains(z, other)) for other in shuffles)
 
     def _take(self, m: int, matrix: Matrix, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """At most `holdout.MOST_CELLS` of these cells, of conditions that both sides have, and their domains."""
+        rows = some(rows[self.common[self.codes[m][rows]]], holdout.MOST_CELLS)
         codes = torch.as_tensor(self.codes[m][rows], dtype=torch.long, device=self.device)
         x = torch.as_tensor(dense(matrix[rows]), device=self.device)
         return x, self.net.domain(m, codes, len(rows))

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Log standard deviation of the encoders at the start, and the cells whose components are taken.
 START_LOG_SD, MOST_CELLS = -1.0, 5000
+# Cells and features up to which components are exact.
+LARGE = 500
 
 
 def start_linear(net: Mixing, pair: ModalityPair) -> None:
@@ -82,11 +84,11 @@ def _components(net: Mixing, pair: ModalityPair, sides: tuple[int, ...]) -> tupl
     cells, domains = [], []
     for m in sides:
         matrix, side = (pair.x, pair.y)[m], net.side(m)
-        rows = np.arange(matrix.shape[0])[:: max(1, matrix.shape[0] // MOST_CELLS)]
+        rows = some(np.arange(matrix.shape[0]), MOST_CELLS)
         cells.append((dense(matrix[rows]) - side.mean.numpy()) / float(side.scale))
         domains.append(m * net.n_conditions + codes[m][rows])
     x, u = np.concatenate(cells), np.concatenate(domains)
-    _, s, vt = np.linalg.svd(x, full_matrices=False)
+    s, vt = _singular(x, d)
     rank = min(d, int((s > 1e-6 * max(s[0], 1e-12)).sum()))
     loadings = np.random.default_rng(0).normal(size=(x.shape[1], d)) / np.sqrt(x.shape[1])
     loadings[:, :rank] = vt[:rank].T
@@ -94,6 +96,15 @@ def _components(net: Mixing, pair: ModalityPair, sides: tuple[int, ...]) -> tupl
     spread[:rank] = s[:rank] / np.sqrt(len(x))
     turn = _means_first(x @ (loadings / spread), u, d - net.latents.n_content)
     return (loadings / spread) @ turn, turn.T @ (loadings * spread).T
+
+
+def _singular(x: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest singular values and right vectors of `x`, `d` at least; by random projection where `x` is large."""
+    if min(x.shape) <= LARGE:
+        return np.linalg.svd(x, full_matrices=False)[1:]
+    from sklearn.utils.extmath import randomized_svd
+
+    return randomized_svd(x, min(d, LARGE), n_iter=4, random_state=0)[1:]
 
 
 def _means_first(z: np.ndarray, u: np.ndarray, most: int) -> np.ndarray:
@@ -123,6 +134,11 @@ def _set(side: Side, encode: np.ndarray, centre: np.ndarray, decode: np.ndarray,
 def _linear(network: nn.Module) -> nn.Linear:
     """The linear layer of a linear or residual map."""
     return network.linear if isinstance(network, Residual) else network[0]  # type: ignore[index]
+
+
+def some(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the rows, from all over."""
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 
 def set_scale(side: Side, *matrices: Matrix) -> None:

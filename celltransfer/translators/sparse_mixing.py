@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -9,17 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from celltransfer.data.pair import Matrix, ModalityPair, dense
+from celltransfer.data.batches import shared_conditions
 from celltransfer.errors import ConditionError, ConfigError, FeatureError
-from celltransfer.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
 from celltransfer.losses.mixing import GAUGES, NORMS, mixing_sparsity
 from celltransfer.nn.blocks import MLP, Discriminator, Residual
 from celltransfer.nn.domains import MASKS, Latents
 from celltransfer.nn.likelihoods import LIKELIHOODS, Side
-from celltransfer.nn.mixing import Mixing, between_domains, draw
+from celltransfer.nn.mixing import Mixing, between_domains
 from celltransfer.translators import holdout
-from celltransfer.translators.base import register
+from celltransfer.translators.base import _in_blocks, _recode, register
 from celltransfer.translators.mixing_held import SOURCE, TARGET, Held
+from celltransfer.translators.mixing_losses import anchor_loss, critic_loss, gan_terms, vae_terms
 from celltransfer.translators.mixing_start import check_counts, set_scale, start_linear
 from celltransfer.translators.trained import TrainedTranslator
 
@@ -27,13 +28,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from celltransfer.data.batches import Batch
+    from celltransfer.data.pair import Matrix, ModalityPair
     from celltransfer.train.loop import Trainer
     from celltransfer.train.outcome import FitResult
 
 # Cells of a batch whose Jacobian is looked at, and latents up to which it is whole.
 JACOBIAN_CELLS, WHOLE_UP_TO, PROBES = 32, 8, 4
 # Share of the steps after which content is told from style, and over which the sparsity term grows to its weight.
-SORTED_AT, GROWN_AT = 0.4, 0.3
+SETTLED_AT, GROWN_AT = 0.4, 0.3
+# Bits of a learned mask start far from where they flip, for the steps that there are: how much faster they learn.
+MASK_SPEED = 10.0
 
 
 @register
@@ -45,11 +49,13 @@ class SparseMixing(TrainedTranslator):
 
     .. math::
         \text{vae: } \frac1D \left[ - E \log p(x|z) + \beta \, KL(q(z|x) \,\|\, p(z|u)) \right]
-        \qquad \text{gan: } L_{gan}(g(F_u^{-1}(\epsilon))) + \frac1d E \|E(g(z)) - z\|^2 + \frac1D E\|g(E(x)) - x\|^2
+        \qquad \text{gan: } L_{gan}(g(z)) + \frac1d E \|F_u(E(g(z))) - \epsilon\|^2 + \frac1D E\|g(E(x)) - x\|^2
 
-    for each modality, plus :math:`\alpha L_s` (`celltransfer.losses.mixing`, blind to the scale of latents), the
-    anchors' errors in both directions and in the noise, and the energy distance between the noise of domains. The
-    monitor is the vae's objective, or the energy distance of translated from target cells, on held-out cells.
+    with :math:`z = F_u^{-1}(\epsilon)`, for each modality, plus :math:`\alpha L_s` (`celltransfer.losses.mixing`), the
+    anchors' errors in both directions and in the noise, and the energy distance between the noise of domains. None of
+    this depends on the scale of the latents. The monitor is the vae's objective alone, or the energy distance of
+    translated from target cells, on held-out cells; no state is a candidate before content is told from style. The
+    style of a condition that only one modality has is not learned: translation leaves it as it is.
 
     Reference: Li et al. 2025, "Synergy between sufficient changes and sparse mixing procedure", CG-VAE and CG-GAN.
 
@@ -169,81 +175,102 @@ class SparseMixing(TrainedTranslator):
         if self.init == "linear" and self.map != "mlp":
             start_linear(net, pair)
         net.to(generator.device)
+        codes_x, codes_y = holdout.condition_codes(pair)
+        net.common.fill_(False)
+        net.common[shared_conditions(codes_x[rows.train_x], codes_y[rows.train_y])[0]] = True
         self._held = Held(net, pair, rows, generator.device)
-        net.latents.flow.solve(*self._held.training_latents())
-        self._step, self._sorted = 0, net.latents.logits is not None or self.mask == "fixed"
+        net.latents.start(*self._held.training_latents())
         return rows.train_x, rows.train_y
 
     def players(self) -> dict[str, Optimizer]:
         """The discriminators, if any, and all else."""
         net = self.module_
         critics = list(net.discriminators.parameters())
-        own = [p for name, p in net.named_parameters() if not name.startswith("discriminators.") and p.requires_grad]
+        named = {name: p for name, p in net.named_parameters() if p.requires_grad}
+        bits = [p for name, p in named.items() if name == "latents.logits"]
+        own = [p for name, p in named.items() if not name.startswith("discriminators.") and name != "latents.logits"]
         betas = (0.0, 0.99) if critics else (0.9, 0.99)
-        translator: dict[str, Optimizer] = {"translator": Adam(own, lr=self.lr, betas=betas)}
+        groups: list[dict[str, Any]] = [{"params": own}, {"params": bits, "lr": MASK_SPEED * self.lr}]
+        translator: dict[str, Optimizer] = {"translator": Adam(groups[: 1 + len(bits)], lr=self.lr, betas=betas)}
         if not critics:
             return translator
         return {"discriminator": Adam(critics, lr=self.lr_discriminator, betas=betas), **translator}
 
     def losses(self, player: str, batch: Batch, step: int) -> dict[str, Tensor]:
         """Weighted terms of one player."""
-        codes = batch.condition if self.n_conditions_ else None
-        sides = [(m, x, self.module_.domain(m, codes, len(x))) for m, x in ((SOURCE, batch.x), (TARGET, batch.y))]
+        net, codes = self.module_, batch.condition if self.n_conditions_ else None
+        sides = [(m, x, net.domain(m, codes, len(x))) for m, x in ((SOURCE, batch.x), (TARGET, batch.y))]
         if player == "discriminator":
-            return {f"discriminator{m}": self._critic_loss(m, x, u, codes, step) for m, x, u in sides}
+            r1 = self.r1 * self.r1_every if step % self.r1_every == 0 else 0.0
+            return {f"discriminator{m}": critic_loss(net, m, x, u, codes, self.generator_, r1) for m, x, u in sides}
         losses: dict[str, Tensor] = {}
-        noises = []
+        latents, noises = [], []
         for m, x, u in sides:
-            made, z, e = self._vae_losses(m, x, u) if self.form == "vae" else self._gan_losses(m, x, u, codes)
-            losses |= {f"{name}{m}": value for name, value in made.items()}
+            terms, z, e = (
+                vae_terms(net, m, x, u, self.beta, self.generator_)
+                if self.form == "vae"
+                else gan_terms(net, m, x, u, codes, self.generator_)
+            )
+            losses |= {f"{name}{m}": value for name, value in terms.items()}
+            latents.append(z)
             noises.append(e)
-            if self.alpha and not (self.shared and m == TARGET):
+        for m, z in enumerate([torch.cat(latents)] if self.shared else latents):
+            if self.alpha and len(z) > 1:
                 losses[f"sparse{m}"] = self._strength(step) * self._sparsity(m, z)
         if self.weight_match:
             domains = torch.cat([u for _, _, u in sides])
             losses["match"] = self.weight_match * between_domains(torch.cat(noises), domains)
-        if self.module_.latents.logits is not None:
-            losses["mask"] = self.weight_mask * self.module_.latents.share()
+        if net.latents.logits is not None and not net.latents.settled:
+            losses["mask"] = self.weight_mask * net.latents.share()
         if len(batch.xa) and self.weight_anchor:
-            losses["anchor"] = self.weight_anchor * self._anchor_loss(batch)
+            codes = batch.condition_a if self.n_conditions_ else None
+            losses["anchor"] = self.weight_anchor * anchor_loss(net, batch, codes)
         return losses
 
     def after_step(self, step: int) -> None:
-        """Tell content from style once, when the latents have settled."""
-        self._step = step + 1
-        if not self._sorted and self._step >= SORTED_AT * self.max_steps_:
-            z, u = self._held.training_latents()
-            self.module_.latents.sort(z, u)
-            self._sorted = True
+        """Give latents whose learned bit flipped their new law; hold the mask when the latents have settled."""
+        latents = self.module_.latents
+        if latents.settled:
+            return
+        if step + 1 >= SETTLED_AT * self.max_steps_:
+            latents.settle(*self._held.training_latents())
+        elif latents.logits is not None and latents.flipped().any():
+            latents.follow(*self._held.training_latents())
 
     @torch.no_grad()
     def monitor(self) -> float | None:
         """The vae's objective, or for the gan the energy distance of translated from target cells, both held out.
 
-        None before content is told from style: such a state is no candidate.
+        None before content is told from style: such a state is no candidate, however near the target it starts.
         """
-        if not self._held.enough or not self._sorted or (self._step == 0 and self.init == "random"):
+        if not self._held.enough or not self.module_.latents.settled:
             return None
         return self._held.objective(self.beta) if self.form == "vae" else self._held.distance()
 
     def remarks(self, result: FitResult) -> list[str]:
-        """What content still says about the domain, where that is more than chance; a fit without any sorting."""
-        notes = []
-        if not self._sorted:
-            notes.append("The fit ended before content was told from style: all latents are style. Give it more steps.")
-        elif (leak := self._held.leak()) is not None and leak[0] > leak[1]:
+        """What content still says about the domain, where that is more than chance; what was not learned at all."""
+        notes, latents = [], self.module_.latents
+        if not latents.settled:
+            notes.append("The fit ended before content was told from style. Give it more steps.")
+        if latents.style().all():
+            notes.append("No latent is content: all are style, and nothing of a cell is called free of the domain.")
+        elif latents.settled and (leak := self._held.leak()) is not None and leak[0] > leak[1]:
             notes.append(
                 f"Content still differs between domains (energy distance {leak[0]:.3g}, by chance at most "
                 f"{leak[1]:.3g}), so that it carries style: what is called content is not free of the domain."
             )
-        if self.module_.latents.logits is not None:
-            notes.append(f"The learned mask made {int(self.module_.latents.style().sum())} latents style.")
+        if latents.logits is not None:
+            notes.append(f"The learned mask made {int(latents.style().sum())} of {len(latents.bits)} latents style.")
+        if not self.module_.common.all():
+            notes.append(
+                f"Only one modality has cells of the conditions {', '.join(self._one_sided())}: their style was not "
+                "learned. Translation leaves it as it is, and there are no counterfactuals to or from them."
+            )
         return notes
 
     def release(self) -> None:
         """Drop what only training needed."""
-        for name in ("_held", "_step", "_sorted"):
-            self.__dict__.pop(name, None)
+        self.__dict__.pop("_held", None)
 
     def predict(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """Source cells in the target modality, under their own condition."""
@@ -251,8 +278,14 @@ class SparseMixing(TrainedTranslator):
         here, there = (self.module_.domain(m, codes, len(x)) for m in (SOURCE, TARGET))
         return self.module_.move(x, (SOURCE, here), (TARGET, there))
 
+    @property
+    def common_codes(self) -> np.ndarray:
+        """Condition codes that both modalities had in the fit, in the coding of `fit`: those with counterfactuals."""
+        self._check_fitted()
+        return self.condition_codes_[self.module_.common.cpu().numpy()] if self.n_conditions_ else np.empty(0, np.int64)
+
     def counterfactual(
-        self, cells: Matrix, to: int, condition: np.ndarray | None = None, *, side: int = SOURCE
+        self, cells: Matrix, to: int, condition: np.ndarray | None = None, *, side: int = SOURCE, batch_size: int = 8192
     ) -> np.ndarray:
         """Cells of one modality as they would be under condition code `to`, same shape, float32.
 
@@ -264,38 +297,67 @@ class SparseMixing(TrainedTranslator):
             Condition code, in the coding of `fit`.
         condition
             Codes of the conditions the cells are under.
+        batch_size
+            Cells at a time.
 
         Raises
         ------
         ConditionError
-            The translator was fitted without conditions, or a code is unknown.
+            The translator was fitted without conditions, a code is unknown, or only one modality had it.
         """
-        self._check_fitted()
-        known = np.flatnonzero(self.condition_codes_ == to)
-        if not len(known):
+        width = self._width(cells, side)
+        if not self.n_conditions_:
+            raise ConditionError("This translator was fitted without conditions: it knows no other for a cell.")
+        if to not in self.condition_codes_:
             raise ConditionError(f"There is no condition code {to}; fitted with {self.condition_codes_.tolist()}.")
-        x, codes = self._tensors(cells, condition, side)
-        here = self.module_.domain(side, codes, len(x))
-        there = self.module_.domain(side, torch.full_like(here, int(known[0])), len(x))
-        with torch.no_grad():
-            return self.module_.move(x, (side, here), (side, there)).cpu().numpy()
+        if condition is not None and len(condition) != cells.shape[0]:
+            raise ConditionError(f"There are {len(condition)} condition codes for {cells.shape[0]} cells.")
+        codes = _recode(condition, self.condition_codes_)
+        self._known(None if codes is None else torch.as_tensor(codes))
+        strange = np.setdiff1d(np.append(np.asarray(condition), to), self.common_codes)
+        if len(strange):
+            raise ConditionError(
+                f"Only one modality had condition code {strange[0]} in the fit, so that its style was not learned."
+            )
+        return _in_blocks(lambda x, own: self._moved(x, own, to, side), cells, codes, width, batch_size)
 
-    def split(
-        self, cells: Matrix, condition: np.ndarray | None = None, *, side: int = SOURCE
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Content and style of cells of one modality, (n, n_content) and (n, n_style), float32.
+    def split(self, cells: Matrix, *, side: int = SOURCE, batch_size: int = 8192) -> tuple[np.ndarray, np.ndarray]:
+        """Content and style of cells of one modality, (n, content) and (n, style), float32.
 
-        Arguments as in `counterfactual`; the condition is not looked at.
+        Arguments as in `counterfactual`.
         """
+        self._width(cells, side)
+        style = self.module_.latents.style().cpu().numpy()
+        z = _in_blocks(lambda x, _: self._encoded(x, side), cells, None, len(style), batch_size)
+        return z[:, ~style], z[:, style]
+
+    @torch.no_grad()
+    def _moved(self, x: np.ndarray, codes: np.ndarray | None, to: int, side: int) -> np.ndarray:
+        """One dense block of `counterfactual`."""
+        device, net = self.module_.common.device, self.module_
+        here = net.domain(side, torch.as_tensor(codes, device=device), len(x))
+        there = net.domain(side, torch.as_tensor(np.searchsorted(self.condition_codes_, to), device=device), len(x))
+        return net.move(torch.as_tensor(x, device=device), (side, here), (side, there)).cpu().numpy()
+
+    @torch.no_grad()
+    def _encoded(self, x: np.ndarray, side: int) -> np.ndarray:
+        """Latents of one dense block."""
+        return self.module_.side(side).encode(torch.as_tensor(x, device=self.module_.common.device))[0].cpu().numpy()
+
+    def _width(self, cells: Matrix, side: int) -> int:
+        """Features of a modality, if the cells have as many."""
         self._check_fitted()
-        x, _ = self._tensors(cells, None, side, needed=False)
-        with torch.no_grad():
-            z = self.module_.side(side).encode(x)[0]
-        style = self.module_.latents.style()
-        return z[:, ~style].cpu().numpy(), z[:, style].cpu().numpy()
+        if side not in (SOURCE, TARGET):
+            raise ConfigError(f"side={side!r}; it is 0, the source, or 1, the target.")
+        width = (self.n_features_in_, self.n_features_out_)[side]
+        if cells.ndim != 2 or cells.shape[1] != width:
+            raise FeatureError(f"The cells have shape {cells.shape}; this translator was fitted on {width} features.")
+        return width
 
     def _fit(self, pair: ModalityPair, *, seed: int, trainer: Trainer | None) -> FitResult:
         self._check_options(pair)
+        if trainer is not None and trainer.batch_size == 1:
+            raise ConfigError("batch_size=1; sparse_mixing compares the cells of a batch and needs 2 or more.")
         return super()._fit(pair, seed=seed, trainer=trainer)
 
     def _check_options(self, pair: ModalityPair) -> None:
@@ -303,7 +365,16 @@ class SparseMixing(TrainedTranslator):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name}={getattr(self, name)!r}; it is one of {', '.join(map(str, choices))}.")
         for name, least in self.least.items():
-            if (value := getattr(self, name)) is not None and not value >= least:
+            value, whole = getattr(self, name), name in ("n_content", "n_style", "units", "r1_every")
+            if value is None and name == "noise":
+                continue
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | np.integer if whole else int | float | np.number)
+                or not isfinite(value)
+            ):
+                raise ConfigError(f"{name}={value!r}; it is a {'whole' if whole else 'finite'} number.")
+            if not value >= least:
                 raise ConfigError(f"{name}={value!r}; it is at least {least}.")
         if self.norm == "l2" and self.gauge == "column":
             raise ConfigError("norm='l2' with gauge='column' is a constant; use gauge='variance'.")
@@ -342,59 +413,10 @@ class SparseMixing(TrainedTranslator):
             generator=self.generator_,
         )
 
-    def _vae_losses(self, m: int, x: Tensor, u: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Reconstruction and divergence, per feature; latents and their noise."""
-        net = self.module_
-        mean, log_sd = net.side(m).encode(x)
-        z = draw(mean, log_sd, self.generator_)
-        divergence = net.latents.divergence(mean, log_sd, z, u).mean() / x.shape[1]
-        losses = {"reconstruction": net.side(m).nll(z, x), "divergence": self.beta * divergence}
-        return losses, z, net.latents.to_noise(z, u)[0]
-
-    def _gan_losses(
-        self, m: int, x: Tensor, u: Tensor, codes: Tensor | None
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Deceiving the discriminator, finding the latents of made cells again, and remaking real ones."""
-        net, side = self.module_, self.module_.side(m)
-        z = self._draw_latents(u)
-        fake = side.expected(z)
-        mean = side.encode(x)[0]
-        losses = {
-            "gan": generator_loss(net.discriminators[m](side.scaled(fake), codes)),
-            "found": (side.encode(fake)[0] - z).square().mean(),
-            "remade": (side.decoder(mean) - side.scaled(x)).square().mean(),
-        }
-        return losses, z, net.latents.to_noise(mean, u)[0]
-
-    def _critic_loss(self, m: int, x: Tensor, u: Tensor, codes: Tensor | None, step: int) -> Tensor:
-        side, critic = self.module_.side(m), self.module_.discriminators[m]
-        with torch.no_grad():
-            fake = side.scaled(side.expected(self._draw_latents(u)))
-        real = side.scaled(x)
-        loss = discriminator_loss(critic(real, codes), critic(fake, codes))
-        if self.r1 and step % self.r1_every == 0:
-            loss = loss + self.r1 * self.r1_every * r1_penalty(lambda inputs: critic(inputs, codes), real)
-        return loss
-
-    def _draw_latents(self, u: Tensor) -> Tensor:
-        """Latents of made cells of domains `u`."""
-        d = self.n_content + self.n_style
-        e = torch.randn((len(u), d), generator=self.generator_, device=u.device)
-        return self.module_.latents.from_noise(e, u)
-
-    def _anchor_loss(self, batch: Batch) -> Tensor:
-        """Misses of the partners by translation both ways, as shares of the features' scale, and of their noise."""
-        net, codes = self.module_, batch.condition_a if self.n_conditions_ else None
-        sides = [(m, x, net.domain(m, codes, len(x))) for m, x in ((SOURCE, batch.xa), (TARGET, batch.ya))]
-        means = [net.side(m).encode(x)[0] for m, x, _ in sides]
-        noises = [net.latents.to_noise(z, u)[0] for z, (_, _, u) in zip(means, sides, strict=True)]
-        missed = (noises[0] - noises[1]).square().mean()
-        for z, (_, _, u), (n, y, to) in zip(means, sides, reversed(sides), strict=True):
-            moved = net.latents.moved(z, u, to)
-            gaussian = net.side(n).likelihood == "gaussian"
-            error = (net.side(n).decoder(moved) - net.side(n).scaled(y)).square().mean() if gaussian else None
-            missed = missed + (net.side(n).nll(moved, y) if error is None else error)
-        return missed
+    def _one_sided(self) -> list[str]:
+        """Names of the conditions that one modality lacks; their codes where nothing names them."""
+        names, codes = self._held.pair.conditions, np.setdiff1d(self.condition_codes_, self.common_codes)
+        return [names[code] if self.condition_codes_[-1] < len(names) else str(code) for code in codes]
 
     def _known(self, condition: Tensor | None) -> Tensor | None:
         if not self.n_conditions_:
@@ -406,20 +428,3 @@ class SparseMixing(TrainedTranslator):
                 f"{int((condition < 0).sum())} cells have a condition that this translator was not fitted with."
             )
         return condition
-
-    def _tensors(
-        self, cells: Matrix, condition: np.ndarray | None, side: int, *, needed: bool = True
-    ) -> tuple[Tensor, Tensor | None]:
-        """Cells of one side and their condition codes as the networks take them."""
-        width = (self.n_features_in_, self.n_features_out_)[side]
-        if cells.shape[1] != width:
-            raise FeatureError(f"The cells have {cells.shape[1]} features; this translator was fitted on {width}.")
-        device = self.module_.latents.bits.device
-        x = torch.as_tensor(dense(cells), device=device)
-        if not needed:
-            return x, None
-        at = None
-        if condition is not None:
-            found = np.searchsorted(self.condition_codes_, condition).clip(max=max(len(self.condition_codes_) - 1, 0))
-            at = torch.as_tensor(np.where(self.condition_codes_[found] == condition, found, -1), device=device)
-        return x, self._known(at)

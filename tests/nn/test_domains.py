@@ -156,6 +156,28 @@ def test_learned_bits_are_bits_and_have_gradients():
     assert (penalty > 0).all()
 
 
+def test_a_flipped_bit_takes_up_the_law_of_where_the_latent_is_and_settled_bits_stay():
+    law = Latents(2, 1, 2, mask="learned", units=3)
+    u = torch.arange(4000) % 2
+    z = 3 * torch.randn(4000, 3, generator=torch.Generator().manual_seed(0)) + 5
+    law.logits.data[:] = torch.tensor([-1.0, 1.0, 1.0])
+    assert law.flipped().tolist() == [True, False, False]
+    law.follow(z, u)
+    assert not law.flipped().any()
+    e = law.to_noise(z, u)[0].detach()
+    assert abs(float(e[:, 0].mean())) < 1e-3
+    assert float(e[:, 0].std()) == pytest.approx(1, abs=1e-3)
+    assert law.spread.tolist()[1:] == [1, 1]
+    law.settle(z, u)
+    law.logits.data[:] = -1.0
+    assert law.style().tolist() == [False, True, True]
+    assert not law.share().requires_grad
+
+
+def test_nothing_is_known_where_every_domain_has_one_cell():
+    assert information(torch.randn(3, 2), torch.arange(3)).tolist() == [0, 0]
+
+
 def test_unknown_mask():
     with pytest.raises(ConfigError, match="sorted, fixed, learned"):
         Latents(1, 1, 2, mask="none")

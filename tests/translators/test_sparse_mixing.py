@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from celltransfer.errors import ConditionError, ConfigError, CountsError, FeatureError
 from celltransfer.nn.likelihoods import Side
 from celltransfer.train.loop import Trainer
 from celltransfer.train.outcome import Status
+from celltransfer.translators.mixing_losses import gan_terms
 from celltransfer.translators.sparse_mixing import SparseMixing
 
 D, OUT = 8, 6
@@ -99,6 +101,103 @@ def test_shared_sides_keep_what_latents_do_not_explain():
         SparseMixing(shared=True).fit(x, x[:, :5], trainer=trainer(1))
 
 
+def test_blocks_sparse_cells_and_no_cells_give_the_same(moved):
+    f, x, code, _ = moved
+    whole = f.counterfactual(x, 1, code)
+    np.testing.assert_allclose(f.counterfactual(sp.csr_matrix(x), 1, code, batch_size=37), whole, atol=1e-5)
+    np.testing.assert_allclose(f.split(sp.csr_matrix(x), batch_size=37)[1], f.split(x)[1], atol=1e-5)
+    assert f.counterfactual(x[:0], 1, code[:0]).shape == (0, D)
+    assert [part.shape for part in f.split(x[:0])] == [(0, 2), (0, 1)]
+
+
+def test_the_gan_returns_a_state_that_was_trained():
+    x, y, pairs, *_ = cells(200)
+    fit = lambda steps: SparseMixing(form="gan", mask="fixed", **SMALL).fit(x, y, pairs, trainer=trainer(steps))  # noqa: E731
+    f, start = fit(60), fit(0)
+    assert np.abs(f.translate(x) - start.translate(x)).max() > 1e-3
+    assert min(step for step, _ in f.result_.history["monitor"]) >= 24
+
+
+def test_learned_bits_flip_and_content_is_what_the_condition_does_not_move():
+    x, _, _, code, _, _ = cells(400)
+    options = {"form": "gan", "mask": "learned", "shared": True, "n_content": 2, "n_style": 1, "map": "linear"}
+    t = Trainer(max_steps=220, check_every=50, batch_size=64, device="cpu", progress=False)
+    f = SparseMixing(**options).fit(x[code == 0], x[code == 1], trainer=t)
+    content, style = f.split(x)
+    assert (content.shape[1], style.shape[1]) == (2, 1)
+    assert any("made 1 of 3 latents style" in note for note in f.result_.notes)
+    apart = lambda z: np.abs(z[code == 1].mean(0) - z[code == 0].mean(0)) / z.std(0)  # noqa: E731
+    assert apart(style).min() > 2 * apart(content).max()
+
+
+def test_without_content_the_notes_say_so():
+    x, y, *_ = cells(120)
+    f = SparseMixing(n_content=0, n_style=2).fit(x, y, trainer=trainer(20))
+    assert f.split(x)[0].shape == (120, 0)
+    assert any("No latent is content" in note for note in f.result_.notes)
+
+
+def test_the_scale_of_latents_is_no_way_to_find_them():
+    x, y, pairs, *_ = cells(120)
+    f = SparseMixing(form="gan", mask="fixed", n_content=1, n_style=2, map="linear", units=3)
+    net = f.fit(x, y, pairs, trainer=trainer(10)).module_
+    u = net.domain(0, None, 120)
+    found = lambda: gan_terms(net, 0, torch.as_tensor(x), u, None, torch.Generator().manual_seed(0))[0]  # noqa: E731
+    before = found()
+    with torch.no_grad():
+        side, law, a = net.side(0), net.latents, 0.1
+        side.encoder[0].weight[:3] *= a
+        side.encoder[0].bias[:3] *= a
+        side.decoder[0].weight /= a
+        law.flow.log_scale -= np.log(a)
+        law.centre *= a
+        law.spread *= a
+    for name, value in found().items():
+        assert float(value.detach()) == pytest.approx(float(before[name].detach()), rel=1e-3), name
+
+
+def test_a_condition_of_one_modality_keeps_its_style_and_has_no_counterfactuals():
+    x, y, pairs, code, code_y, _ = cells(300)
+    x, code = np.concatenate([x, x[:40] + 1]), np.concatenate([code, np.full(40, 7)])
+    f = SparseMixing(**SMALL).fit(x, y, pairs, condition_x=code, condition_y=code_y, trainer=trainer(60))
+    assert f.common_codes.tolist() == [0, 1]
+    assert any("Only one modality has cells of the conditions 7" in note for note in f.result_.notes)
+    net, alone = f.module_, torch.as_tensor(x[code == 7])
+    with torch.no_grad():
+        as_it_is = net.side(1).expected(net.side(0).encode(alone)[0]).numpy()
+    np.testing.assert_allclose(f.translate(x[code == 7], code[code == 7]), as_it_is, atol=1e-5)
+    for cells_, to in ((x[code == 7], 1), (x[code == 1], 7)):
+        with pytest.raises(ConditionError, match="Only one modality had condition code 7"):
+            f.counterfactual(cells_, to, np.full(len(cells_), 8 - to))
+    again = SparseMixing(**f.get_config()).set_state(f.get_state())
+    assert again.common_codes.tolist() == [0, 1]
+
+
+def test_conditions_with_one_cell_a_side_fit():
+    x, y, *_ = cells(30)
+    codes = np.arange(30)
+    f = SparseMixing(**SMALL).fit(x, y, condition_x=codes, condition_y=codes, trainer=trainer(4))
+    assert np.isfinite(f.translate(x, codes)).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"form": "gan"}])
+def test_resuming_gives_what_an_uninterrupted_fit_gives(options, tmp_path):
+    x, y, pairs, *_ = cells(150)
+    run = lambda steps, **more: SparseMixing(**SMALL, **options).fit(  # noqa: E731
+        x,
+        y,
+        pairs,
+        trainer=Trainer(max_steps=steps, check_every=10, batch_size=50, device="cpu", progress=False, **more),
+    )
+    whole = run(30)
+    run(30, checkpoint_dir=tmp_path, max_seconds=0)
+    resumed = run(30, checkpoint_dir=tmp_path, resume=True)
+    np.testing.assert_array_equal(resumed.translate(x), whole.translate(x))
+    finished = run(30, checkpoint_dir=tmp_path, resume=True)
+    np.testing.assert_array_equal(finished.module_.latents.bits, whole.module_.latents.bits)
+    assert finished.result_.notes == whole.result_.notes
+
+
 def test_a_start_that_is_not_trained_reconstructs_by_components():
     x, y, *_ = cells(200)
     f = SparseMixing(**SMALL).fit(x, y, trainer=trainer(0))
@@ -119,7 +218,20 @@ def test_refusals(moved):
         f.counterfactual(x, 9, code)
     with pytest.raises(FeatureError, match=f"fitted on {D}"):
         f.split(x[:, :3])
+    with pytest.raises(FeatureError, match="shape"):
+        f.split(x[0])
+    with pytest.raises(ConfigError, match="side=2"):
+        f.split(x, side=2)
+    for codes in (code[:1], code[:-1]):
+        with pytest.raises(ConditionError, match=f"codes for {len(x)} cells"):
+            f.counterfactual(x, 1, codes)
+    with pytest.raises(ConfigError, match="batch_size=1"):
+        SparseMixing().fit(x, x, trainer=Trainer(batch_size=1))
     for options, message in (
+        ({"n_content": 2.5}, "n_content=2.5; it is a whole number"),
+        ({"units": 2.5}, "units=2.5; it is a whole"),
+        ({"alpha": "3"}, "alpha='3'; it is a finite"),
+        ({"alpha": float("inf")}, "alpha=inf; it is a finite"),
         ({"form": "flow"}, "vae, gan"),
         ({"n_style": 0}, "n_style=0; it is at least 1"),
         ({"norm": "l2", "gauge": "column"}, "constant"),
