@@ -368,7 +368,8 @@ class TransferModel:
             raise ConfigError(f"reject={reject!r}; expected a confidence between 0 and 1.")
         if not self.confidence_.known and not self.translator.gives_distribution:
             raise ConfigError(
-                "reject= needs the confidence in single cells, which only a judged fit knows (verdict=True)."
+                "reject= needs the confidence in single cells, which only a judged fit knows (verdict=True); within "
+                "one modality only one with anchors."
             )
 
     interpolate = interpolation.interpolate

@@ -10,12 +10,11 @@ from scipy.stats import spearmanr
 
 from celltransfer.errors import InputError
 from celltransfer.markdown import markdown_table
+from celltransfer.metrics.estimate import USABLE_FOSCTTM
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# A translation whose FOSCTTM is above this is wrong for most cells.
-USABLE_FOSCTTM = 0.35
 LEVELS = ("identified", "ambiguous", "failed")
 ESTIMATE = "evidence_foscttm_estimate"
 # Score, its estimate's name before and after the side of the interval, and its number of neighbours.

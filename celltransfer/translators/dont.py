@@ -454,7 +454,8 @@ class Dont(TrainedTranslator):
         told = f"Steps are undone to {error:.1g} (root mean square, in {found.iterations} iterations a step or fewer)"
         net.undone.fill_(found.arrived)
         if not found.arrived:
-            told = f"Steps cannot all be undone: the round trip misses by {error:.2g}"
+            missed = f"misses by {error:.2g}" if np.isfinite(error) else "does not end"
+            told = f"Steps cannot all be undone: the round trip {missed}, so there is no inverse"
         return f"{told}; dt Lip(v) is at most {bound:.2f}."
 
 
