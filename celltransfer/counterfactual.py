@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
+
 from celltransfer.data import cells, writeback
-from celltransfer.errors import ConditionError, ConfigError, InputError, ModalityError
+from celltransfer.errors import CelltransferWarning, ConditionError, ConfigError, InputError, ModalityError
 
 if TYPE_CHECKING:
-    import numpy as np
     from mudata import MuData
 
     from celltransfer.model import TransferModel
@@ -27,19 +31,19 @@ def counterfactual(
     """Cells of one modality as they would be under another condition; for ``method="sparse_mixing"``.
 
     Every cell is encoded, its style is moved from the law of its condition to that of the other, and it is decoded;
-    what the latents do not explain of it goes with it. Nothing tells whether the same cell would have become this:
-    it is the counterfactual of the fitted model.
+    what the latents do not explain of it goes with it, except with likelihoods of counts. Nothing tells whether the
+    same cell would have become this: it is the counterfactual of the fitted model.
 
     Parameters
     ----------
     mdata
         MuData with the modality, and the condition of every cell.
     condition
-        The condition to move to, a value of the columns the model was fitted with (joined by ``|`` if several).
+        The condition to move to, a value of the column the model was fitted with; a tuple of values if several.
     modality
         Source or target of the model; the source if ``None``.
     key_added
-        Name of the new modality; ``"{modality}_at_{condition}"`` if ``None``.
+        Name of the new modality; ``"{modality}_at_{condition}"`` if ``None``, any ``/`` as ``_``.
     counts
         Write expected counts into ``layers["counts"]`` where the recipe knows them.
     copy
@@ -56,6 +60,8 @@ def counterfactual(
             Expected counts at the training cells' median depth, where the recipe can tell.
         ``obsm["X_translated"]`` : numpy.ndarray (cells, d), float32
             In the recipe's feature space.
+        ``obs`` : pandas.DataFrame
+            The cells', with the condition they were moved to, and in ``{column}_from`` the one they are under.
         ``uns["celltransfer"]`` : dict
             Provenance, with ``counterfactual``: the condition.
 
@@ -64,7 +70,7 @@ def counterfactual(
     ConfigError
         The method has no counterfactuals.
     ConditionError
-        The model was fitted without conditions, or does not know one.
+        The model was fitted without conditions, or does not know one, or only one modality had it in the fit.
     InputError
         `mdata` lacks the modality, or cannot take a new one.
     """
@@ -73,13 +79,14 @@ def counterfactual(
     translator = _mixing(self)
     name = _modality(self, mdata, modality)
     to = _level(self, condition)
-    key = f"{name}_at_{self.levels[to]}" if key_added is None else key_added
+    key = f"{name}_at_{self.levels[to].replace('/', '_')}" if key_added is None else key_added
     writeback.check_writable(mdata, key, copy=copy)
     adata, recipe = cells.check_modality(mdata, name), self.recipes[name]
     writeback.check_memory(adata.n_obs, len(recipe.feature_names_), 1 + counts)
-    side = int(name != self.source)
-    points = translator.counterfactual(recipe.transform(adata), to, _codes(self, mdata, name), side=side)
-    new = AnnData(recipe.inverse_transform(points), obs=adata.obs.copy(), var=recipe.var_.copy())
+    side, codes = int(name != self.source), _codes(self, mdata, name)
+    _check_common(self, np.append(codes, to))
+    points = translator.counterfactual(recipe.transform(adata), to, codes, side=side)
+    new = AnnData(recipe.inverse_transform(points), obs=_moved_obs(self, mdata, name, to), var=recipe.var_.copy())
     if counts and (expected := recipe.to_counts(new.X)) is not None:
         new.layers["counts"] = expected
     new.obsm["X_translated"] = points
@@ -110,7 +117,7 @@ def add_latents(self: TransferModel, mdata: MuData, *, key_added: str = "X", cop
         ``None`` (or the copy), and these are written to ``mdata[modality]``:
 
         ``obsm["{key_added}_content"]`` : numpy.ndarray (cells, n_content), float32
-            The same in all domains.
+            The same in all domains. With a warning, not written where the model has no content.
         ``obsm["{key_added}_style"]`` : numpy.ndarray (cells, n_style), float32
             Different between domains.
 
@@ -130,11 +137,19 @@ def add_latents(self: TransferModel, mdata: MuData, *, key_added: str = "X", cop
         raise ModalityError(f"The MuData has neither {self.source!r} nor {self.target!r}: {', '.join(mdata.mod)}.")
     if not copy and (mdata.is_view or mdata.isbacked):
         raise InputError("The MuData is a view or backed, and its obsm cannot be written: pass copy=True.")
+    # All before any is written: an error leaves the MuData as it was.
+    found = {
+        name: translator.split(self.recipes[name].transform(cells.check_modality(mdata, name)), side=side)
+        for side, name in enumerate((self.source, self.target))
+        if name in present
+    }
     out = writeback.copy_of(mdata) if copy else mdata
-    for name in present:
-        adata = cells.check_modality(out, name)
-        content, style = translator.split(self.recipes[name].transform(adata), side=int(name != self.source))
-        adata.obsm[f"{key_added}_content"], adata.obsm[f"{key_added}_style"] = content, style
+    for name, (content, style) in found.items():
+        out[name].obsm[f"{key_added}_style"] = style
+        if content.shape[1]:
+            out[name].obsm[f"{key_added}_content"] = content
+    if not any(content.shape[1] for content, _ in found.values()):
+        warnings.warn("No latent of this model is content: only style was written.", CelltransferWarning, stacklevel=2)
     return out if copy else None
 
 
@@ -159,7 +174,10 @@ def _level(model: TransferModel, condition: object) -> int:
     """Code of a condition by its value."""
     if not model.conditions:
         raise ConditionError("The model was fitted without conditions: pass conditions= to celltransfer.fit.")
-    label = condition if isinstance(condition, str) else cells.condition_label(condition)
+    if isinstance(condition, tuple | list) and len(model.conditions) > 1:
+        label = "|".join(cells.condition_label(part).replace("|", r"\|") for part in condition)
+    else:
+        label = cells.condition_label(condition)
     if label not in model.levels:
         raise ConditionError(f"condition={condition!r}; the model knows {', '.join(map(repr, model.levels))}.")
     return model.levels.index(label)
@@ -167,3 +185,27 @@ def _level(model: TransferModel, condition: object) -> int:
 
 def _codes(model: TransferModel, mdata: MuData, name: str) -> np.ndarray:
     return cells.encode_conditions(cells.condition_labels(mdata, name, model.conditions), model.levels, name)
+
+
+def _check_common(model: TransferModel, codes: np.ndarray) -> None:
+    """Refuse conditions whose style was not learned, by name."""
+    strange = np.setdiff1d(codes, _mixing(model).common_codes)
+    if len(strange):
+        raise ConditionError(
+            f"Only one modality had cells of {model.levels[strange[0]]!r} in the fit, so that its style was not "
+            "learned: there are no counterfactuals to or from it."
+        )
+
+
+def _moved_obs(model: TransferModel, mdata: MuData, name: str, to: int) -> pd.DataFrame:
+    """Annotation of made cells: the condition moved to in its columns, the cells' own in ``{column}_from``."""
+    obs, level = mdata.mod[name].obs.copy(), model.levels[to]
+    several = len(model.conditions) > 1
+    parts = [part.replace(r"\|", "|") for part in re.split(r"(?<!\\)\|", level)] if several else [level]
+    for key, part in zip(model.conditions, parts, strict=True):
+        column = cells.obs_column(mdata, name, key)
+        known = {cells.condition_label(value): value for value in column.unique()}
+        made = pd.Series([known.get(part, part)] * len(obs), index=obs.index)
+        obs[f"{key}_from"] = column
+        obs[key] = made.astype("category") if isinstance(column.dtype, pd.CategoricalDtype) else made
+    return obs

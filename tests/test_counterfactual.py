@@ -3,8 +3,16 @@
 import celltransfer as ct
 import mudata
 import numpy as np
+import pandas as pd
 import pytest
-from celltransfer.errors import ConditionError, ConfigError, InputError, ModalityError
+from celltransfer.errors import (
+    CelltransferWarning,
+    ConditionError,
+    ConfigError,
+    FeatureError,
+    InputError,
+    ModalityError,
+)
 from celltransfer.train.loop import Trainer
 
 STEPS = Trainer(max_steps=40, check_every=20, device="cpu", progress=False)
@@ -44,6 +52,8 @@ def test_counterfactuals_are_written_beside_the_cells(model, modality):
     assert list(made.obs_names) == list(mdata[modality].obs_names)
     assert made.uns["celltransfer"]["counterfactual"] == "3"
     assert "counts" in made.layers
+    assert set(made.obs["hours"]) == {"3"}
+    assert list(made.obs["hours_from"]) == list(mdata[modality].obs["hours"])
     # A cell that is under the condition already is itself.
     own = model.recipes[modality].transform(mdata[modality])
     same = (mdata[modality].obs["hours"] == "3").to_numpy()
@@ -71,6 +81,55 @@ def test_latents_of_both_modalities(model):
         assert "Z_content" not in mdata[name].obsm
     model.add_latents(mdata)
     assert {"X_content", "X_style"} <= set(mdata["rna"].obsm)
+
+
+def test_latents_are_written_whole_or_not_at_all(model):
+    mdata = cells()
+    mdata.mod["atac"] = mdata["atac"][:, :5].copy()
+    with pytest.raises(FeatureError):
+        model.add_latents(mdata)
+    assert not any(key.startswith("X_") for name in mdata.mod for key in mdata[name].obsm)
+
+
+def test_without_content_only_style_is_written():
+    options = {"n_content": 0, "n_style": 2, "map": "linear"}
+    mdata = cells()
+    model = ct.fit(mdata, source="rna", target="atac", method="sparse_mixing", verdict=False, trainer=STEPS, **options)
+    with pytest.warns(CelltransferWarning, match="only style"):
+        model.add_latents(mdata)
+    assert "X_style" in mdata["rna"].obsm
+    assert "X_content" not in mdata["rna"].obsm
+
+
+def test_several_columns_and_levels_with_a_slash_and_conditions_of_one_modality():
+    mdata = cells()
+    mdata["rna"].obs["dose"] = pd.Categorical(np.where(np.arange(160) % 4 < 2, "1/2", "a|b"))
+    mdata["atac"].obs["dose"] = mdata["rna"].obs["dose"]
+    keys = ["hours", "dose"]
+    fit = {
+        "source": "rna",
+        "target": "atac",
+        "anchors": 20,
+        "method": "sparse_mixing",
+        "verdict": False,
+        "trainer": STEPS,
+    }
+    model = ct.fit(mdata, conditions=keys, n_content=2, n_style=1, map="linear", **fit)
+    model.counterfactual(mdata, condition=(3, "1/2"))
+    made = mdata["rna_at_3|1_2"].obs
+    assert set(made["dose"]) == {"1/2"}
+    assert set(made["dose_from"]) == {"1/2", "a|b"}
+    model.counterfactual(mdata, condition=("0", "a|b"), key_added="other")
+    assert set(mdata["other"].obs["dose"]) == {"a|b"}
+    rna = np.where(np.arange(160) < 100, mdata["rna"].obs["hours"], "9")
+    alone = ct.datasets.simulate(n_obs=160, n_genes=30, n_peaks=40, seed=0)
+    alone["rna"].obs["hours"], alone["atac"].obs["hours"] = rna, np.where(np.arange(160) % 2, "0", "3")
+    pairs = pd.DataFrame(dict.fromkeys(("source_id", "target_id"), alone["rna"].obs_names[:20]))
+    model = ct.fit(alone, conditions="hours", n_content=2, n_style=1, map="linear", **fit | {"anchors": pairs})
+    assert any("Only one modality has cells of the conditions 9" in note for note in model.result_.notes)
+    with pytest.raises(ConditionError, match="Only one modality had cells of '9'"):
+        model.counterfactual(alone, condition=9)
+    model.translate(alone)
 
 
 def test_a_loaded_model_gives_the_same(model, tmp_path):

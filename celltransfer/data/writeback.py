@@ -41,8 +41,10 @@ def check_writable(mdata: MuData, key: str, *, copy: bool = False) -> None:
 
 def copy_of(mdata: MuData) -> MuData:
     """A copy, without mudata's warnings about feature names that earlier translations share with their target."""
-    with no_pull():
-        return mdata.copy()
+    with no_pull(), _one_index_name(mdata):
+        out = mdata.copy()
+    out.obs.index.name, out.var.index.name = mdata.obs.index.name, mdata.var.index.name
+    return out
 
 
 def add_modality(mdata: MuData, key: str, adata: AnnData) -> None:

@@ -36,6 +36,21 @@ def test_added_modality_survives_a_round_trip_without_warnings(mdata, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out.h5mu"]
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_copies_of_few_cells_with_a_translation_whose_index_is_named_differently(mdata, n):
+    mdata.obs.index.name = "cell"
+    for adata in mdata.mod.values():
+        adata.obs.index.name = "cell"
+        adata.var.index.name = "feature"
+    cells = mdata[:n].copy()
+    made = modality(cells["rna"].obs_names, ["p1", "p2"])
+    writeback.add_modality(cells, "atac_from_rna", made)
+    again = writeback.copy_of(cells)
+    assert list(again.mod) == list(cells.mod)
+    pd.testing.assert_frame_equal(again.obs, cells.obs)
+    assert again.obs.index.name == cells.obs.index.name
+
+
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     target = tmp_path / "model"
     target.write_text("old")
