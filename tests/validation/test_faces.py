@@ -26,7 +26,7 @@ def test_claims_follow_the_figures():
     good = {OURS: 1.0, VAE: 3.0, DENSE: 2.0, UNMASKED: 2.0}
     wiggle = np.random.default_rng(0).normal(size=100) * 1e-3
     made = [
-        {"arm": arm, "seed": seed, "male": 0.5}
+        {"arm": arm, "seed": seed, "male": 0.5, "content": 5.0}
         | {"frechet_made": good.get(arm, 4.0) + wiggle[seed + 4 * i], "frechet_translated": good.get(arm, 4.0)}
         | {"kept": 1 / good.get(arm, 4.0) + wiggle[50 + seed + 4 * i]}
         for i, arm in enumerate((*ARMS, *CONTROLS))
@@ -34,6 +34,9 @@ def test_claims_follow_the_figures():
     ]
     claims = faces.Faces().claims(pd.DataFrame(made))
     assert [claim.holds for claim in claims] == [True] * 5
+    nothing = faces.Faces().claims(pd.DataFrame(made).assign(content=0.0))
+    assert [claim.holds for claim in nothing] == [True] * 3 + [None] * 2
+    assert all("no latent became content" in claim.found for claim in nothing[3:])
 
 
 @pytest.mark.real_data
