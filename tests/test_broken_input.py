@@ -10,6 +10,7 @@ from celltransfer.errors import (
     ConditionError,
     ConfigError,
     CountsError,
+    FeatureError,
     InputError,
     ModalityError,
 )
@@ -77,7 +78,7 @@ def test_normalised_values_where_counts_are_needed(cells):
         ({"trainer": {"max_steps": 3}}, ConfigError, "expected a celltransfer.train.Trainer"),
         ({"seed": "a"}, ConfigError, "whole number"),
         ({"conditions": 5}, ConditionError, "conditions=5"),
-        ({"recipes": "rna"}, ConfigError, "expected a mapping"),
+        ({"recipes": "rna"}, FeatureError, "needs the same features in both"),
         ({"train": 0.8}, InputError, "train= is a float"),
         ({"anchors": {"a": "b"}}, AnchorError, "is a dict"),
         ({"method": ct.translators.get("ridge")}, ConfigError, "is a class"),

@@ -155,21 +155,6 @@ def test_fit_translate_evaluate(data, tmp_path):
     assert "counts" not in mudata.read_h5mu(out)["predicted"].layers
 
 
-def test_what_cannot_be_written_is_said_first_and_by_its_name(data, tmp_path):
-    """Before the model, which there is none of, is looked for."""
-    (tmp_path / "file").write_text("no folder")
-    (tmp_path / "folder.h5mu").mkdir()
-    for out, reason in (
-        (tmp_path / "file" / "o.h5mu", "Not a directory"),
-        (tmp_path / "no" / "such" / "o.h5mu", "No such file or directory"),
-        (tmp_path / "folder.h5mu", "it is a folder"),
-    ):
-        said = run("translate", data, "--model", tmp_path / "none", "--out", out, code=1).stderr
-        assert said.startswith(f"error: Cannot write {out}: {reason}")
-    report = tmp_path / "no" / "such" / "r.html"
-    assert f"Cannot write {report}" in run("report", data, "--model", tmp_path, "--html", report, code=1).stderr
-
-
 def test_translate_backward(data, saved, tmp_path):
     model, out = tmp_path / "model", tmp_path / "out.h5mu"
     run("fit", data, "--model", model, "--method", "lrmf", "--train", "train", "--option", "density=gaussian")
