@@ -54,7 +54,7 @@ _EVIDENCE = {
     "self_rank": "Expected rank of a partner, from the noise about translations",
     "refit_disagreement": "Disagreement between refits (as FOSCTTM)",
     "twin_disagreement": "Disagreement of a second map that fits as well (as FOSCTTM)",
-    "twin_distance": "Energy distance of that map from the target cells",
+    "twin_distance": "Energy distance of the second map that fits as well from the target cells",
     "distance": "Energy distance of the fit from the target cells",
     "distance_ratio": "Energy distance to the target cells, over that of a constant",
     "shape_ratio": "The same, at the spread of the target cells",
