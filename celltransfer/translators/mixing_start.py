@@ -99,7 +99,7 @@ def _components(net: Mixing, pair: ModalityPair, sides: tuple[int, ...]) -> tupl
 
 
 def _singular(x: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """The largest singular values and right vectors of `x`, `d` at least; by random projection where `x` is large."""
+    """Singular values and right vectors of `x`, largest first; of a large `x` only `d`, by random projection."""
     if min(x.shape) <= LARGE:
         return np.linalg.svd(x, full_matrices=False)[1:]
     from sklearn.utils.extmath import randomized_svd

@@ -82,3 +82,9 @@ def test_refusals(z):
         mixing_sparsity(lambda v: v, z, norm="l2", gauge="column")
     with pytest.raises(ConfigError, match="generator"):
         mixing_sparsity(lambda v: v, z, n_probes=2)
+
+
+@pytest.mark.parametrize("gauge", ["variance", "column"])
+def test_one_cell_has_no_spread(gauge):
+    with pytest.raises(ConfigError, match="2 cells or more"):
+        mixing_sparsity(torch.nn.Linear(2, 3), torch.randn(1, 2), gauge=gauge)

@@ -9,6 +9,7 @@ from celltransfer.nn.likelihoods import Side
 from celltransfer.train.loop import Trainer
 from celltransfer.train.outcome import Status
 from celltransfer.translators.mixing_losses import gan_terms
+from celltransfer.translators.mixing_start import _singular, some
 from celltransfer.translators.sparse_mixing import SparseMixing
 
 D, OUT = 8, 6
@@ -282,3 +283,20 @@ def test_gaussian_nll_in_closed_form():
     z, x = torch.randn(7, 2), torch.randn(7, 5)
     law = torch.distributions.Normal(side.decoder(z), side.log_noise.exp())
     assert float(side.nll(z, x)) == pytest.approx(-float(law.log_prob(x).mean()), rel=1e-5)
+
+
+def test_components_of_large_matrices_are_those_of_the_whole_decomposition():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 4)) @ rng.normal(size=(4, 700)) + 1e-3 * rng.normal(size=(600, 700))
+    values, directions = _singular(x, 4)
+    exact = np.linalg.svd(x, full_matrices=False)
+    np.testing.assert_allclose(values, exact[1][:4], rtol=1e-4)
+    np.testing.assert_allclose(np.abs(directions @ exact[2][:4].T), np.eye(4), atol=1e-3)
+
+
+def test_some_rows_are_no_more_than_asked_for_and_from_all_over():
+    taken = some(np.arange(999), 500)
+    assert len(taken) == len(set(taken)) == 500
+    assert taken[0] == 0
+    assert taken[-1] == 998
+    assert len(some(np.arange(3), 5)) == 3
