@@ -30,6 +30,7 @@ from celltransfer.translators.energy import EnergyIEOT
 from celltransfer.translators.ieot import IEOT
 from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, label, mean_sd
 from celltransfer.validation.images import Classifier, load_digits
+from celltransfer.validation.laws import frechet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,13 +71,6 @@ def hue_errors(pictures: np.ndarray, hue: np.ndarray) -> np.ndarray:
 def greys(pictures: np.ndarray) -> np.ndarray:
     """The brightest colour of every pixel, (n, 3 * pixels) -> (n, pixels): inverse of `colour`."""
     return np.ascontiguousarray(pictures.reshape(len(pictures), 3, -1).max(axis=1)).clip(-1, 1)
-
-
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared Frechet distance of the normal laws with the means and covariances of (n, p) and (m, p)."""
-    (mean_a, cov_a), (mean_b, cov_b) = ((s.mean(axis=0), np.cov(s, rowvar=False)) for s in (a, b))
-    roots = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).real.clip(min=0))
-    return float(np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * roots.sum())
 
 
 class UNet(nn.Module):

@@ -26,6 +26,7 @@ from celltransfer.translators.sparse_mixing import SparseMixing
 from celltransfer.validation import evidence
 from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, label, mean_sd
 from celltransfer.validation.images import resize
+from celltransfer.validation.laws import frechet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -197,18 +198,6 @@ def _has_content(rows: pd.DataFrame) -> bool:
     return bool((rows.loc[rows["arm"] == OURS, "content"] > 0).all())
 
 
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    r"""Squared 2-Wasserstein distance of the Gaussians with the moments of `a` and `b`, shapes (n, d) and (m, d).
-
-    .. math:: \|\mu_a - \mu_b\|^2 + \operatorname{tr}(S_a + S_b - 2 (S_a^{1/2} S_b S_a^{1/2})^{1/2})
-    """
-    first, second = np.cov(a.T), np.cov(b.T)
-    root = _root(first)
-    cross = np.linalg.eigvalsh(root @ second @ root).clip(0)
-    gap = np.square(a.mean(0) - b.mean(0)).sum()
-    return float(gap + np.trace(first) + np.trace(second) - 2 * np.sqrt(cross).sum())
-
-
 def kept(moved: np.ndarray, source: np.ndarray) -> float:
     """Mean correlation, over faces, of what a face has beyond the mean face of its set."""
     a, b = moved - moved.mean(0), source - source.mean(0)
@@ -233,8 +222,3 @@ def load(size: int) -> Data:
     faces, male = resize(pixels, size).flatten(1).numpy(), adata.obs["label"].to_numpy(np.int64)
     test = (adata.obs["split"] == "test").to_numpy()
     return Data(faces[~test], male[~test], faces[test], male[test])
-
-
-def _root(matrix: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(values.clip(0))) @ vectors.T

@@ -61,7 +61,7 @@ def frechet_distance(samples: np.ndarray, truth: Truth) -> np.ndarray:
     A squared distance, as in the Fréchet inception distance. With few samples it is biased upwards, so compare laws
     with the same numbers of samples only. Arguments and result as for `energy_distance`; one sample has variance 0.
     """
-    return np.array([_frechet(ours, true) for ours, true in _cells(samples, truth)])
+    return np.array([frechet(ours, true) for ours, true in _cells(samples, truth)])
 
 
 def modes_found(samples: np.ndarray, modes: np.ndarray, radius: float | np.ndarray, least: float = LEAST) -> np.ndarray:
@@ -98,8 +98,13 @@ def _cells(samples: np.ndarray, truth: Truth) -> Iterator[tuple[np.ndarray, np.n
     return zip(samples.transpose(1, 0, 2), true, strict=True)
 
 
-def _frechet(ours: np.ndarray, true: np.ndarray) -> float:
-    """With factors S = R^T R, the trace of the root is the sum of the singular values of R R'^T: no root is taken."""
+def frechet(ours: np.ndarray, true: np.ndarray) -> float:
+    r"""Squared 2-Wasserstein distance of the Gaussians with the moments of two samples, shapes (n, d) and (m, d).
+
+    .. math:: \|\mu - \mu'\|^2 + \operatorname{tr}(S + S' - 2 (S^{1/2} S' S^{1/2})^{1/2})
+
+    With factors S = R^T R, the trace of the root is the sum of the singular values of R R'^T: no root is taken.
+    """
     gap = ours.mean(axis=0) - true.mean(axis=0)
     a, b = _factor(ours), _factor(true)
     root = np.linalg.svd(a @ b.T, compute_uv=False).sum()
