@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import celltransfer as ct
@@ -13,6 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mudata import MuData
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Let Ctrl-C be heard in the processes that pytest-xdist starts, which ignore it: some tests send one."""
+    if hasattr(session.config, "workerinput"):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

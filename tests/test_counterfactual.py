@@ -125,7 +125,8 @@ def test_several_columns_and_levels_with_a_slash_and_conditions_of_one_modality(
     alone = ct.datasets.simulate(n_obs=160, n_genes=30, n_peaks=40, seed=0)
     alone["rna"].obs["hours"], alone["atac"].obs["hours"] = rna, np.where(np.arange(160) % 2, "0", "3")
     pairs = pd.DataFrame(dict.fromkeys(("source_id", "target_id"), alone["rna"].obs_names[:20]))
-    model = ct.fit(alone, conditions="hours", n_content=2, n_style=1, map="linear", **fit | {"anchors": pairs})
+    with pytest.warns(CelltransferWarning, match="'9' occur in one modality only"):
+        model = ct.fit(alone, conditions="hours", n_content=2, n_style=1, map="linear", **fit | {"anchors": pairs})
     assert any("Only one modality has cells of the conditions 9" in note for note in model.result_.notes)
     with pytest.raises(ConditionError, match="Only one modality had cells of '9'"):
         model.counterfactual(alone, condition=9)
