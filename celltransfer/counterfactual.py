@@ -161,12 +161,10 @@ def _mixing(model: TransferModel) -> Any:
 
 
 def _modality(model: TransferModel, mdata: MuData, modality: str | None) -> str:
-    cells.check_mudata(mdata)
     name = model.source if modality is None else modality
     if name not in (model.source, model.target):
         raise ModalityError(f"modality={name!r}; the model knows {model.source!r} and {model.target!r}.")
-    if name not in mdata.mod:
-        raise ModalityError(f"The MuData has no modality {name!r}: {', '.join(mdata.mod)}.")
+    cells.check_modality(mdata, name)
     return name
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from celltransfer.data import cells, writeback
-from celltransfer.errors import ConfigError, ModalityError
+from celltransfer.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,8 @@ def interpolate(
 
     The way leads through the target recipe's feature space, and every point of it is decoded by that recipe. It starts
     where transport does: at the cells themselves where source and target share their features (one modality under two
-    conditions, `celltransfer.pp.conditions`), otherwise at where an affine map lays them.
+    conditions, `celltransfer.pp.conditions`), otherwise at where an affine map lays them. Of ``model.backward`` it is
+    the same way from its other end, in the source's features.
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ def interpolate(
 
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
         raise ConfigError(f"steps={steps!r}; expected a whole number of at least 1.")
-    adata, mdata = (data, None) if isinstance(data, AnnData) else (_source(self, data), data)
+    adata, mdata = (data, None) if isinstance(data, AnnData) else (cells.check_modality(data, self.source), data)
     columns, times = self.columns(features), np.linspace(0, 1, steps + 1)
     writeback.check_memory(adata.n_obs * len(times), len(columns), 1)
     x, _ = self.inputs(adata, mdata)
@@ -78,10 +79,3 @@ def interpolate(
     out.obsm["X_translated"] = points.reshape(-1, points.shape[2])
     out.uns["celltransfer"] = self.provenance()
     return out
-
-
-def _source(model: TransferModel, mdata: MuData) -> AnnData:
-    cells.check_mudata(mdata)
-    if model.source not in mdata.mod:
-        raise ModalityError(f"The model translates {model.source!r}, which the MuData lacks: {', '.join(mdata.mod)}.")
-    return cells.check_modality(mdata, model.source)

@@ -300,7 +300,6 @@ class ConditionalLaw:
 
         if isinstance(data, AnnData):
             return data, None
-        cells.check_mudata(data)
         return cells.check_modality(data, self.model.source), data
 
 

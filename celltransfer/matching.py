@@ -9,7 +9,6 @@ import numpy as np
 
 from celltransfer.data import cells
 from celltransfer.data.pair import dense
-from celltransfer.errors import ModalityError
 from celltransfer.metrics import alignment as metric
 
 if TYPE_CHECKING:
@@ -55,10 +54,8 @@ def alignment(model: TransferModel, mdata: MuData, *, family: str = "auto", seed
     ModalityError
         `mdata` lacks the source or the target modality.
     """
-    cells.check_mudata(mdata)
     for name in (model.source, model.target):
-        if name not in mdata.mod:
-            raise ModalityError(f"The model needs modality {name!r}, which the MuData lacks: {', '.join(mdata.mod)}.")
+        cells.check_modality(mdata, name)
     rng = np.random.default_rng(seed)
     source, target = _sample(model, mdata, rng)
     translated = model.latent(mdata.mod[model.source][source.rows], mdata)

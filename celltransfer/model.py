@@ -301,15 +301,11 @@ class TransferModel:
         self._check_reject(reject)
         if isinstance(data, AnnData):
             return self.translate_cells(data, None, features, counts, on_missing, batch_size, std, reject)
-        cells.check_mudata(data)
-        if self.source not in data.mod:
-            raise ModalityError(f"The model translates {self.source!r}, which the MuData lacks: {', '.join(data.mod)}.")
+        adata = cells.check_modality(data, self.source)
         key = f"{self.target}_from_{self.source}" if key_added is None else key_added
         writeback.check_writable(data, key, copy=copy)
         out = writeback.copy_of(data) if copy else data
-        translated = self.translate_cells(
-            cells.check_modality(data, self.source), data, features, counts, on_missing, batch_size, std, reject
-        )
+        translated = self.translate_cells(adata, data, features, counts, on_missing, batch_size, std, reject)
         writeback.add_modality(out, key, translated)
         return out if copy else None
 

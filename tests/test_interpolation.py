@@ -166,8 +166,20 @@ def test_methods_without_a_path_say_which_has_one(cells):
         model.interpolate(cells)
 
 
-def test_the_way_is_forward(cells, model):
-    with pytest.raises(ConfigError, match="not its backward view"):
+def test_the_way_back_is_the_way_from_its_other_end(cells, model):
+    treated = cells["treated"][:7]
+    back = model.backward.interpolate(treated, 2)
+    assert list(back.obs["transport_time"]) == [0.0] * 7 + [0.5] * 7 + [1.0] * 7
+    there = model.backward.latent(treated)
+    forth = model.translator.path(there, [1.0, 0.5, 0.0])
+    np.testing.assert_allclose(back.obsm["X_translated"].reshape(forth.shape), forth, atol=1e-3)
+    np.testing.assert_allclose(back.obsm["X_translated"][-7:], there, atol=1e-4)
+    assert list(back.var_names) == list(cells["control"].var_names)
+
+
+def test_methods_without_a_way_back_say_so(cells):
+    model = fitted(cells, method="lrmf")
+    with pytest.raises(ConfigError, match="no path back"):
         model.backward.interpolate(cells)
 
 

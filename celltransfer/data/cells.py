@@ -61,6 +61,9 @@ def check_modality(mdata: MuData, name: str) -> AnnData:
     """The modality as AnnData, with cells, features and unique barcodes."""
     from anndata import AnnData
 
+    check_mudata(mdata)
+    if name not in mdata.mod:
+        raise ModalityError(f"The model needs modality {name!r}, which the MuData lacks: {', '.join(mdata.mod)}.")
     adata = mdata.mod[name]
     if not isinstance(adata, AnnData):
         raise ModalityError(f"mdata[{name!r}] is a {type(adata).__name__}; expected an AnnData.")

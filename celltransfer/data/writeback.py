@@ -130,7 +130,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield part
         _move(part, target)
     except OSError as error:
-        raise WriteError(f"Cannot write {target}: {error}. Nothing was written.") from error
+        # The error's own words name the temporary path, which is of no use to anybody.
+        raise WriteError(f"Cannot write {target}: {error.strerror or error}. Nothing was written.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from celltransfer.data import cells
-from celltransfer.errors import CelltransferWarning, ModalityError
+from celltransfer.errors import CelltransferWarning
 from celltransfer.metrics import protocol
 from celltransfer.metrics.bootstrap import intervals
 from celltransfer.metrics.space import centred
@@ -87,10 +87,8 @@ def report(
     ConditionError
         There is no column of the name, or one with a value for every cell.
     """
-    cells.check_mudata(mdata)
     for name in (model.source, model.target):
-        if name not in mdata.mod:
-            raise ModalityError(f"The model needs modality {name!r}, which the MuData lacks: {', '.join(mdata.mod)}.")
+        cells.check_modality(mdata, name)
     ks = numbers(anchors, len(model.anchors)) if curve or anchors is not None else None
     about = _about(model)
     rows = scored.known_pairs(mdata, model, pairs)

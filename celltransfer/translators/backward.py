@@ -33,6 +33,7 @@ class Backward(Translator):
         forward.inverse(np.zeros((0, forward.n_features_out_), dtype=np.float32))
         self.name = f"{forward.name}, backward"  # type: ignore[misc]
         self.invertible = True  # type: ignore[misc]
+        self.has_path = forward.has_path  # type: ignore[misc]
         self.n_features_in_, self.n_features_out_ = forward.n_features_out_, forward.n_features_in_
         self.condition_codes_ = forward.condition_codes_
         result = forward.result_
@@ -52,11 +53,12 @@ class Backward(Translator):
         return self.forward.translate(y, condition)
 
     def path(self, x: Matrix, times: Sequence[float]) -> np.ndarray:
-        """None: points on the way lie in the features of the forward direction's target."""
-        raise ConfigError(
-            "The way between source and target is known in the forward direction alone, in the target's features: "
-            "interpolate the model itself and not its backward view."
-        )
+        """The forward direction's way back."""
+        return self.forward.path_back(x, times)
+
+    def path_back(self, y: Matrix, times: Sequence[float]) -> np.ndarray:
+        """The forward direction's way."""
+        return self.forward.path(y, times)
 
     def _fit(self, pair: ModalityPair, *, seed: int, trainer: Trainer | None) -> FitResult:
         raise ConfigError("The backward direction is not fitted; fit the translator that it is a view of.")

@@ -179,13 +179,17 @@ class Translator(ABC):
 
         The exact inverse of `translate`; only methods that are `invertible` have one.
         """
+        self.check_invertible()
+        codes = self._codes_of(y, condition, backward=True)
+        return _in_blocks(self._inverse, y, codes, self.n_features_in_, batch_size)
+
+    def check_invertible(self) -> None:
+        """Raise where there is no `inverse`."""
         if not self.invertible:
             raise ConfigError(
                 f"method={self.name!r} has no inverse here. Fit in the other direction, or use a method that has one: "
                 '"lrmf", or "dont" where source and target share their features.'
             )
-        codes = self._codes_of(y, condition, backward=True)
-        return _in_blocks(self._inverse, y, codes, self.n_features_in_, batch_size)
 
     def path(self, x: Matrix, times: Sequence[float]) -> np.ndarray:
         """Points on the way from source cells to their translations, shape (times, cells, D); times from 0 to 1.
@@ -194,6 +198,12 @@ class Translator(ABC):
         """
         raise ConfigError(
             f'method={self.name!r} maps cells at once and has no path; use a method that has one: "dont".'
+        )
+
+    def path_back(self, y: Matrix, times: Sequence[float]) -> np.ndarray:
+        """The same from target cells to where `inverse` takes them, in source features, shape (times, cells, d)."""
+        raise ConfigError(
+            f'method={self.name!r} maps cells at once and has no path back; use a method that has one: "dont".'
         )
 
     def _inverse(self, y: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
@@ -208,6 +218,8 @@ class Translator(ABC):
             raise FeatureError(f"The cells have {width} features; this translator was fitted on {expected}.")
         if condition is not None and len(condition) != n:
             raise ConditionError(f"There are {len(condition)} condition codes for {n} cells.")
+        if condition is None and self.needs_condition and len(self.condition_codes_):
+            raise ConditionError("This translator was fitted with conditions; pass the cells' condition codes.")
         return _recode(condition, self.condition_codes_)
 
     @property

@@ -10,7 +10,6 @@ import numpy as np
 import scipy.sparse as sp
 
 from celltransfer.data.pair import Matrix, ModalityPair, dense
-from celltransfer.errors import ConditionError
 from celltransfer.regressors import Fitted, Regressor, linear_map, pls, ridge
 from celltransfer.train.outcome import FitResult, Status
 from celltransfer.translators.base import Arrays, Translator, register
@@ -161,8 +160,7 @@ class ConditionMean(_Closed):
         state = self.arrays_
         if not state["grouped"]:
             return np.tile(state["overall"], (len(x), 1))
-        if condition is None:
-            raise ConditionError("This translator was fitted with conditions; pass the cells' condition codes.")
+        assert condition is not None
         at = np.searchsorted(state["codes"], condition).clip(max=len(state["codes"]) - 1)
         known = state["codes"][at] == condition
         return np.where(known[:, None], state["means"][at], state["overall"])

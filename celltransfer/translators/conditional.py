@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from celltransfer.data.pair import Matrix, dense
-from celltransfer.errors import ConditionError, ConfigError
+from celltransfer.errors import ConfigError
 from celltransfer.translators.trained import TrainedTranslator
 
 if TYPE_CHECKING:
@@ -80,14 +80,6 @@ class ConditionalTranslator(TrainedTranslator):
         rows = max(1, BLOCK_BYTES // (4 * self.n_features_out_**2))
         return self._blocks(self.law_covariance, x, condition, rows)
 
-    def _translate(self, x: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
-        self._check_condition(condition)
-        return super()._translate(x, condition)
-
-    def _check_condition(self, condition: np.ndarray | None) -> None:
-        if self.n_conditions_ and condition is None:
-            raise ConditionError("This translator was fitted with conditions; pass the cells' condition codes.")
-
     def _device(self) -> torch.device:
         return next(self.module_.parameters()).device
 
@@ -101,7 +93,6 @@ class ConditionalTranslator(TrainedTranslator):
     ) -> Iterator[np.ndarray]:
         """`function` of one block of cells after the other, and their condition codes."""
         codes = self._codes_of(x, condition)
-        self._check_condition(condition)
         codes = codes if self.uses_conditions else None
         device = self._device()
         for start in range(0, x.shape[0], batch_size):

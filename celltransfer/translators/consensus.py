@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from celltransfer.data.pair import dense
-from celltransfer.errors import ConditionError, ConfigError
+from celltransfer.errors import ConfigError
 from celltransfer.regressors import linear_map, ridge
 from celltransfer.train.outcome import FitResult, Status
 from celltransfer.train.stopping import Clock
@@ -263,8 +263,7 @@ class Consensus(Translator):
         placed = (x - state["mean_x"]) @ state["forward_x"]
         offset = np.zeros((len(x), state["group_y"].shape[1]))
         if len(state["codes"]):
-            if condition is None:
-                raise ConditionError("This translator was fitted with conditions; pass the cells' condition codes.")
+            assert condition is not None
             for code, mean_x, mean_y in zip(state["codes"], state["group_x"], state["group_y"], strict=True):
                 own = condition == code
                 placed[own] -= mean_x

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,11 +11,12 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim import Adam, Optimizer
 
 from celltransfer.data.pair import Matrix, ModalityPair, dense
-from celltransfer.errors import ConfigError, InputError
+from celltransfer.errors import ConfigError
 from celltransfer.losses.adversarial import discriminator_loss, generator_loss
 from celltransfer.losses.discrepancy import mmd, sinkhorn_divergence
 from celltransfer.nn.blocks import Discriminator, update_average
-from celltransfer.nn.residual import ResidualTransport, along, kinetic
+from celltransfer.nn.placed import PlacedTransport
+from celltransfer.nn.residual import ResidualTransport, kinetic
 from celltransfer.pp.transforms import moments
 from celltransfer.train.outcome import FitResult, Status
 from celltransfer.translators import holdout
@@ -41,63 +41,6 @@ LARGEST_CONDITION = 1e4
 FEWEST_TOLD = 40
 # Cells that the round trip is tried on, cells a side that costs are taken from, and cells moved at a time.
 TRIED, LABELLED, BLOCK = 500, 2000, 8192
-
-
-class Networks(nn.Module):
-    """All parameters: transport, its moving average, the discriminator during a fit, the start and the scales.
-
-    Transport takes place in target features that are centred and divided by one number.
-
-    Attributes
-    ----------
-    transport, average
-        The steps, and the moving average of their parameters, which translates after training.
-    discriminator
-        Of target cells against transported ones, during a fit with ``discrepancy="gan"``; otherwise ``None``.
-    undone
-        Whether steps can be undone: they could for held-out cells, or their bound says so where there are too few.
-    """
-
-    weight: Tensor
-    offset: Tensor
-    mean: Tensor
-    scale: Tensor
-    costs: Tensor
-    undone: Tensor
-
-    def __init__(self, transport: ResidualTransport, *, d: int, out: int) -> None:
-        super().__init__()
-        self.transport, self.average = transport, copy.deepcopy(transport).requires_grad_(False)
-        self.discriminator: nn.Module | None = None
-        self.register_buffer("weight", torch.zeros(d, out))
-        for name in ("offset", "mean"):
-            self.register_buffer(name, torch.zeros(out))
-        self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("costs", torch.ones(out))
-        self.register_buffer("undone", torch.zeros((), dtype=torch.bool))
-
-    def source(self, x: Tensor) -> Tensor:
-        """Source cells laid into the space of transport, (batch, d) -> (batch, D)."""
-        return x @ self.weight + self.offset
-
-    def target(self, y: Tensor) -> Tensor:
-        """Target cells in the space of transport."""
-        return (y - self.mean) / self.scale
-
-    def features(self, z: Tensor) -> Tensor:
-        """Inverse of `target`."""
-        return z * self.scale + self.mean
-
-    def back(self, y: Tensor) -> Tensor:
-        """Inverse of the whole map, where the start has one."""
-        found = self.average.back(self.target(y))
-        if not found.arrived:
-            raise InputError(
-                f"Steps cannot be undone for these {len(y)} cells: the way back still moves by {found.residual:.2g} "
-                "after its last iteration. They may lie where no cell is translated to; or fit with lipschitz=0.9."
-            )
-        z = (found.points - self.offset).cpu().double()  # not every device has double precision
-        return torch.linalg.solve(self.weight.T.cpu().double(), z.T).T.to(y.dtype)
 
 
 @register
@@ -168,7 +111,7 @@ class Dont(TrainedTranslator):
     has_path = True
     training: ClassVar[dict[str, Any]] = {"max_steps": 400, "batch_size": 256, "check_every": 50}
 
-    module_: Networks
+    module_: PlacedTransport
 
     def __init__(
         self,
@@ -215,13 +158,17 @@ class Dont(TrainedTranslator):
             `times` is empty, or one of them is not between 0 and 1.
         """
         self._codes_of(x, None)
-        if not len(times) or not all(0 <= t <= 1 for t in times):
-            raise ConfigError(f"times={list(times)!r}; expected numbers between 0 and 1.")
-        out = np.empty((len(times), x.shape[0], self.n_features_out_), np.float32)
-        for first in range(0, x.shape[0], BLOCK):
-            rows = slice(first, first + BLOCK)
-            out[:, rows] = self._on_the_way(dense(x[rows]), times)
-        return out
+        return self._in_time(self.module_.way, x, times, self.n_features_out_)
+
+    def path_back(self, y: Matrix, times: Sequence[float]) -> np.ndarray:
+        """The way back of target cells, shape (times, cells, d), float32: points of `path` in the source's features.
+
+        At 0 the target cells as an affine map lays them into the source's features (themselves, where source and
+        target share theirs), at 1 `inverse`.
+        """
+        self.check_invertible()
+        self._codes_of(y, None, backward=True)
+        return self._in_time(self.module_.way_back, y, times, self.n_features_in_)
 
     def refit_config(self) -> dict[str, Any]:
         """The same, with the weights of the cost that this fit took from its attribute."""
@@ -230,10 +177,10 @@ class Dont(TrainedTranslator):
             config |= {"cost_attribute": None, "cost_weights": self.module_.costs.tolist()}
         return config
 
-    def build(self) -> Networks:
+    def build(self) -> PlacedTransport:
         """Networks from the configuration and the feature counts."""
         d, out = self.n_features_in_, self.n_features_out_
-        return Networks(ResidualTransport(out, self.steps, self.hidden, self.gain), d=d, out=out)
+        return PlacedTransport(ResidualTransport(out, self.steps, self.hidden, self.gain), d=d, out=out)
 
     def configure(self, pair: ModalityPair, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Build, lay source cells into the target's space, weigh the cost, and hold cells out to judge by."""
@@ -348,16 +295,23 @@ class Dont(TrainedTranslator):
         """Whether there is an inverse: steps can be undone, and the start neither adds nor drops a direction."""
         self.invertible = bool(self.module_.undone) and _has_inverse(self.module_.weight)  # type: ignore[misc]
 
-    @torch.no_grad()
-    def _on_the_way(self, x: np.ndarray, times: Sequence[float]) -> np.ndarray:
-        """`path` for one dense block."""
-        net = self.module_
-        points, _ = net.average.path(net.source(torch.as_tensor(x, device=net.mean.device)))
-        return torch.stack([net.features(along(points, t)) for t in times]).cpu().numpy()
+    def _in_time(
+        self, way: Callable[[Tensor, Sequence[float]], Tensor], cells: Matrix, times: Sequence[float], width: int
+    ) -> np.ndarray:
+        """Points of blocks of cells, shape (times, n, width)."""
+        if not len(times) or not all(0 <= t <= 1 for t in times):
+            raise ConfigError(f"times={list(times)!r}; expected numbers between 0 and 1.")
+        out = np.empty((len(times), cells.shape[0], width), np.float32)
+        for first in range(0, cells.shape[0], BLOCK):
+            rows = slice(first, first + BLOCK)
+            block = torch.as_tensor(dense(cells[rows]), device=self.module_.mean.device)
+            out[:, rows] = way(block, times).cpu().numpy()
+        return out
 
     @torch.no_grad()
     def _inverse(self, y: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
-        return self.module_.back(torch.as_tensor(y, device=self.module_.mean.device)).cpu().numpy()
+        net = self.module_
+        return net.lift(net.undo(torch.as_tensor(y, device=net.mean.device))).cpu().numpy()
 
     def _set_scales(self, pair: ModalityPair) -> None:
         """Centre and scale of the target's features, and the start in them."""

@@ -202,6 +202,10 @@ class Primed(Translator):
         self._check_fitted()
         return self.member_.path(x, times)
 
+    def path_back(self, y: Matrix, times: Sequence[float]) -> np.ndarray:
+        """The way back of the method itself, where it has one."""
+        return self.member_.path_back(y, times)
+
     def _translate(self, x: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
         return self.member_._translate(x, condition)
 

@@ -421,8 +421,7 @@ class SparseMixing(TrainedTranslator):
     def _known(self, condition: Tensor | None) -> Tensor | None:
         if not self.n_conditions_:
             return None
-        if condition is None:
-            raise ConditionError("This translator was fitted with conditions; pass the cells' condition codes.")
+        assert condition is not None
         if bool((condition < 0).any()):
             raise ConditionError(
                 f"{int((condition < 0).sum())} cells have a condition that this translator was not fitted with."

@@ -44,6 +44,8 @@ SHIFT = np.array([2.5, 1.0])
 TRAINED, TRAINED_FULL = 400, 3000
 # Steps of the maps, and width of their hidden layer.
 STEPS, HIDDEN = 5, (64,)
+# Densities are drawn up to this.
+HIGHEST = 2.0
 GAINS = (0.01, 1.0, 2.0, 3.0)
 SMALL, MIDDLE, LARGE = GAINS[0], GAINS[-2], GAINS[-1]
 MOVED, TURNED, LINE = "moved", "moved and turned", "line"
@@ -290,4 +292,6 @@ def _pairs(ax: Any, found: Arrays) -> None:
 def _laws(ax: Any, found: Arrays) -> None:
     for i, points in enumerate(found["path"][:, :, 0]):
         ax.hist(points, bins=40, density=True, histtype="step", color=f"C{i}", label=f"{i} steps")
+    # A law that collapsed to a point would leave nothing to be seen of the others.
+    ax.set_ylim(top=min(ax.get_ylim()[1], HIGHEST))
     ax.legend(fontsize=6)

@@ -69,11 +69,11 @@ def test_empty_and_duplicated(mdata):
     empty = MuData({"rna": modality("ab")[:0].copy(), "atac": modality("ab")})
     with pytest.raises(ModalityError, match="'rna'\\] is empty"):
         cells.check_modality(empty, "rna")
-    twice = modality("ab")
-    twice.obs_names = ["a", "a"]
-    holder = type("Holder", (), {"mod": {"rna": twice}})()
-    with pytest.raises(InputError, match="1 duplicated barcodes, the first 'a'"):
-        cells.check_modality(holder, "rna")
+    mdata.mod["rna"].obs_names = ["a"] * mdata["rna"].n_obs
+    with pytest.raises(InputError, match="duplicated barcodes, the first 'a'"):
+        cells.check_modality(mdata, "rna")
+    with pytest.raises(ModalityError, match="needs modality 'peaks', which the MuData lacks"):
+        cells.check_modality(mdata, "peaks")
 
 
 @pytest.mark.parametrize(
