@@ -97,6 +97,7 @@ def test_demo_writes_everything_it_says(tmp_path):
     assert scores["scores"]["translation"]["foscttm"] < 0.35
     assert "<table" in (tmp_path / "r.html").read_text()
     translated = mudata.read_h5mu(out / "translated.h5mu")
+    assert "counts" in translated["atac_from_rna"].layers
     model = ct.load(out / "model")
     np.testing.assert_allclose(
         translated["atac_from_rna"].obsm["X_translated"], model.latent(translated["rna"]), atol=1e-5
@@ -254,7 +255,7 @@ def test_strict_exits_with_3_after_writing(data, saved, tmp_path):
 
 def test_an_existing_model_is_replaced_only_on_demand(data, saved, monkeypatch):
     before = (saved / "model.json").read_text()
-    monkeypatch.setattr(models, "_read", lambda _: pytest.fail("it had started"))
+    monkeypatch.setattr(models, "read_mudata", lambda _: pytest.fail("it had started"))
     assert "pass --overwrite" in fails("fit", data, "--model", saved, "--method", "ridge")
     assert (saved / "model.json").read_text() == before
     monkeypatch.undo()
@@ -375,7 +376,8 @@ def test_methods_and_help():
     listed = run("methods").stdout.splitlines()
     assert [line.split()[0] for line in listed] == list(ct.translators.available())
     assert run("--version").stdout == f"{ct.__version__}\n"
-    commands = ["demo", "fit", "translate", "report", "validate", "datasets", "datasets fetch"]
+    commands = ["demo", "fit", "translate", "report", "conditions", "interpolate", "counterfactual", "validate"]
+    commands += ["datasets", "datasets fetch"]
     for command in ("", *commands):
         assert "Usage" in run(*command.split(), "--help").stdout
     positions = [run("--help").stdout.index(f" {command} ") for command in commands if " " not in command]

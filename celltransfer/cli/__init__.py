@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from celltransfer.cli import benchmark, catalogue, models, suites
+from celltransfer.cli import benchmark, catalogue, cells, models, suites
 
 app = typer.Typer(
     help="Translate single cells between modalities from unpaired cells and a handful of anchors.",
@@ -43,6 +43,9 @@ for command in (models.demo, models.fit, models.translate):
     app.command()(command)
 app.command("report")(models.evaluate)
 app.command("evaluate", hidden=True)(models.evaluate)  # its earlier name
+app.command()(cells.conditions)
+app.command()(cells.interpolate)
+app.command()(cells.counterfactual)
 app.command()(catalogue.methods)
 app.command()(suites.validate)
 app.add_typer(catalogue.datasets_app, name="datasets")

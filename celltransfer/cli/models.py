@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from celltransfer.cli.session import say, session
-from celltransfer.errors import InputError, WriteError
+from celltransfer.cli.files import (
+    MuDataInput,
+    MuDataOutput,
+    check_output,
+    read_mudata,
+    table,
+    table_or_name,
+    write_text,
+)
+from celltransfer.cli.session import conclude, say, session
+from celltransfer.errors import WriteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +52,6 @@ def _report_file(path: Path | None) -> Path | None:
     return path
 
 
-Input = Annotated[Path, typer.Argument(help="MuData file (.h5mu).", exists=True, dir_okay=False)]
 Source = Annotated[str | None, typer.Option(help="Modality to translate from; the first of two if not given.")]
 Target = Annotated[str | None, typer.Option(help="Modality to translate to; the second of two if not given.")]
 Method = Annotated[str, typer.Option(help="Translator, see `celltransfer methods`.")]
@@ -58,6 +64,8 @@ Options = Annotated[
     typer.Option("--option", "-O", help="Option of the method, NAME=VALUE; may be repeated.", callback=_named_values),
 ]
 Model = Annotated[Path, typer.Option("--model", help="Folder of a saved model.")]
+KeyAdded = Annotated[str | None, typer.Option(help="Name of the new modality.")]
+Counts = Annotated[bool, typer.Option(help="Write expected counts, where the recipe knows them.")]
 ReportFile = Annotated[
     Path | None,
     typer.Option("--report", help="Also write the report to FILE.md, .json or .html.", callback=_report_file),
@@ -80,6 +88,7 @@ def demo(
     device: Device = "auto",
     max_seconds: MaxSeconds = None,
     option: Options = None,
+    counts: Counts = True,
     out: Annotated[Path, typer.Option(help="Folder for the model, the MuData, the report and the picture.")] = Path(
         "celltransfer-demo"
     ),
@@ -101,7 +110,7 @@ def demo(
         model = _fit(
             mdata, source, target, anchors, method, prior, conditions, "train", seed, device, max_seconds, option
         )
-        model.translate(mdata, counts=False)
+        model.translate(mdata, counts=counts)
         # The whole co-assay, for the ceiling: the pairs that the model was not shown.
         result = _report(model, full)
         _save(model, mdata, out)
@@ -113,11 +122,11 @@ def demo(
             written += ["translation.png", "report.html"]
         _show(result)
         say(f"Written to {out}/: {', '.join(written)}")
-        _exit(model, strict)
+        conclude(model, strict)
 
 
 def fit(
-    data: Input,
+    data: MuDataInput,
     model_dir: Annotated[Path, typer.Option("--model", help="Folder to save the model in.")],
     source: Source = None,
     target: Target = None,
@@ -151,7 +160,7 @@ def fit(
     """Fit a translator and save it."""
     with session(verbose):
         _check_model_folder(model_dir, overwrite=overwrite)
-        mdata, recipes = _read(data), _pairs(recipe)
+        mdata, recipes = read_mudata(data), _pairs(recipe)
         model = _fit(
             mdata,
             source,
@@ -166,22 +175,22 @@ def fit(
             max_seconds,
             option,
             recipes,
-            _table_or_name(links),
+            table_or_name(links),
         )
         model.save(model_dir, overwrite=overwrite)
         print(model)
-        _exit(model, strict)
+        conclude(model, strict)
 
 
 def translate(
-    data: Input,
+    data: MuDataInput,
     model_dir: Model,
-    out: Annotated[Path, typer.Option(help="MuData file to write (.h5mu).")],
-    key_added: Annotated[str | None, typer.Option(help="Name of the new modality.")] = None,
+    out: MuDataOutput,
+    key_added: KeyAdded = None,
     backward: Annotated[
         bool, typer.Option(help="Translate target cells to the source, where the method has an inverse.")
     ] = False,
-    counts: Annotated[bool, typer.Option(help="Write expected counts, where the recipe knows them.")] = True,
+    counts: Counts = True,
     std: Annotated[bool, typer.Option(help="Write standard deviations, where the method knows them.")] = True,
     reject: Annotated[
         float | None, typer.Option(help="Mark cells whose confidence is below this.", min=0, max=1)
@@ -193,14 +202,12 @@ def translate(
     verbose: Verbose = False,
 ) -> None:
     """Translate the source cells of a MuData with a saved model."""
-    if out.suffix != ".h5mu":
-        raise typer.BadParameter(f"The output is a MuData file, .h5mu; got {out.name!r}.", param_hint="--out")
     with session(verbose):
         from celltransfer.data.writeback import write_h5mu
         from celltransfer.files import load
 
-        _check_output(out)
-        model, mdata = load(model_dir), _read(data)
+        check_output(out)
+        model, mdata = load(model_dir), read_mudata(data)
         model = model.backward if backward else model
         how = {"counts": counts, "std": std, "reject": reject, "on_missing": on_missing.value if on_missing else None}
         model.translate(mdata, key_added=key_added, **how)  # type: ignore[arg-type]
@@ -213,11 +220,11 @@ def translate(
             )
         if std and model.translator.gives_distribution:
             print(model.calibration_.describe())
-        _exit(model, strict)
+        conclude(model, strict)
 
 
 def evaluate(
-    data: Input,
+    data: MuDataInput,
     model_dir: Model,
     labels: Annotated[str | None, typer.Option(help="obs column with cell labels, for the scores by label.")] = None,
     groups: Annotated[str | None, typer.Option(help="More obs columns to score by, comma separated.")] = None,
@@ -240,25 +247,25 @@ def evaluate(
         from celltransfer.files import load
 
         for file in (report, html, json_file):
-            _check_output(file)
+            check_output(file)
         model = load(model_dir)
         result = _report(
             model,
-            _read(data),
+            read_mudata(data),
             labels=labels,
             groups=groups.split(",") if groups else None,
-            pairs=None if pairs is None else _table(pairs),
+            pairs=None if pairs is None else table(pairs),
             curve=curve,
             max_seconds=max_seconds,
             seed=seed,
         )
         _write_report(result, report, json_file)
         if html is not None:
-            _write(html, result.to_html())
+            write_text(result.to_html(), html)
         if csv_folder is not None:
             result.to_csv(csv_folder)
         _show(result)
-        _exit(model, strict)
+        conclude(model, strict)
 
 
 def _fit(
@@ -297,18 +304,6 @@ def _fit(
     )
 
 
-def _read(path: Path) -> MuData:
-    import mudata
-
-    if path.suffix == ".h5ad":
-        raise InputError(f"{path} holds an AnnData; put both modalities into one MuData file (.h5mu).")
-    try:
-        mdata = mudata.read_h5mu(path)
-    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{path} cannot be read as a MuData: {error}") from error
-    return mdata
-
-
 def _anchors(text: str | None) -> Any:
     """A number, a table in a file, or the name of an obs column."""
     if text is None:
@@ -316,23 +311,7 @@ def _anchors(text: str | None) -> Any:
     try:
         return int(text)
     except ValueError:
-        return _table_or_name(text)
-
-
-def _table_or_name(text: str | None) -> pd.DataFrame | str | None:
-    """A table in a file, or the name of a column."""
-    is_file = text is not None and (text.endswith((".csv", ".tsv", ".txt")) or Path(text).is_file())
-    return _table(Path(text)) if text is not None and is_file else text
-
-
-def _table(path: Path) -> pd.DataFrame:
-    """A table of strings, whatever separates its columns."""
-    import pandas as pd
-
-    try:
-        return pd.read_csv(path, sep=None, engine="python", dtype=str)
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"The table {path} cannot be read: {error}") from error
+        return table_or_name(text)
 
 
 def _direction(mdata: MuData, source: str | None, target: str | None) -> tuple[str, str]:
@@ -352,20 +331,6 @@ def _check_model_folder(path: Path, *, overwrite: bool) -> None:
         raise WriteError(f"{path} exists; pass --overwrite to replace it.")
     if path.exists() and not (path / "model.json").is_file():
         raise WriteError(f"{path} exists and is no celltransfer model; it is not overwritten.")
-
-
-def _check_output(path: Path | None) -> None:
-    """Refuse before the work what writing a file would refuse after it."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise WriteError(f"Cannot write {path}: it is a folder.")
-    folder = path.expanduser().parent
-    try:
-        with TemporaryFile(dir=folder if folder.exists() else folder.parent):
-            pass
-    except OSError as error:
-        raise WriteError(f"Cannot write {path}: {error.strerror} ({folder}).") from error
 
 
 def _pairs(items: list[str] | None) -> dict[str, str]:
@@ -409,14 +374,7 @@ def _write_report(result: Report, path: Path | None, json_file: Path | None, *mo
     if json_file is not None:
         files.append((json_file, result.to_json))
     for file, form in files:
-        _write(file, form())
-
-
-def _write(file: Path, text: str) -> None:
-    from celltransfer.data.writeback import atomic_path
-
-    with atomic_path(file) as part:
-        part.write_text(text, encoding="utf-8")
+        write_text(form(), file)
 
 
 def _show(result: Report) -> None:
@@ -427,15 +385,3 @@ def _show(result: Report) -> None:
     from rich.console import Console
 
     Console().print(result.to_rich())
-
-
-def _exit(model: TransferModel, strict: bool) -> None:
-    """Say on stderr what should not be believed; an exit code of its own with --strict."""
-    verdict = model.verdict_
-    if not model.doubtful:
-        return
-    unlike = ", and translated cells are not like target cells" if verdict.level == "identified" else ""
-    say(f"warning: the verdict is {verdict.level}{unlike}. {' '.join(verdict.reasons)}")
-    if strict:
-        say(f"The verdict is {verdict.level!r}{unlike}; --strict asks for 'identified', and for no such difference.")
-        raise typer.Exit(3)

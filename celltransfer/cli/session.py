@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from celltransfer.model import TransferModel
+
 
 @contextmanager
 def session(verbose: bool = True) -> Iterator[None]:
@@ -47,6 +49,18 @@ def session(verbose: bool = True) -> Iterator[None]:
 def say(text: str) -> None:
     """Print one line on stderr."""
     print(" ".join(text.split()), file=sys.stderr)
+
+
+def conclude(model: TransferModel, strict: bool) -> None:
+    """Say on stderr what should not be believed; an exit code of its own with --strict."""
+    verdict = model.verdict_
+    if not model.doubtful:
+        return
+    unlike = ", and translated cells are not like target cells" if verdict.level == "identified" else ""
+    say(f"warning: the verdict is {verdict.level}{unlike}. {' '.join(verdict.reasons)}")
+    if strict:
+        say(f"The verdict is {verdict.level!r}{unlike}; --strict asks for 'identified', and for no such difference.")
+        raise typer.Exit(3)
 
 
 def print_columns(table: pd.DataFrame) -> None:
