@@ -322,7 +322,7 @@ def test_missing_model_and_missing_modality(full, data, saved, tmp_path):
         ["fit", "no-such-file.h5mu", "--model", "m"],
         ["fit", "{data}"],
         ["fit", "{data}", "--model", "m", "-O", "weight_structure"],
-        ["fit", "{data}", "--model", "m", "--recipe", "rna"],
+        ["fit", "{data}", "--model", "m", "--recipe", "rna", "--recipe", "rna"],
         ["translate", "{data}", "--model", "m", "--out", "o.h5mu", "--on-missing", "guess"],
         ["evaluate", "{data}", "--model", "m", "--report", "report.pdf"],
         ["datasets", "fetch"],

@@ -89,6 +89,15 @@ def test_split_fit_and_interpolate(folder, tmp_path):
     np.testing.assert_allclose(path.obsm["X_translated"][160:], translated, atol=1e-5)
 
 
+def test_one_recipe_for_both(folder, tmp_path):
+    cells, model = tmp_path / "cells.h5mu", tmp_path / "model"
+    run("conditions", folder / "rna.h5ad", *HOURS, "--out", cells)
+    run("fit", cells, "--model", model, "--method", "chance", "--anchors", "0", "--recipe", "atac")
+    both = ct.load(model).recipes
+    assert {recipe.kind for recipe in both.values()} == {"atac"}
+    assert len({recipe.n_features_out_ for recipe in both.values()}) == 1
+
+
 def test_conditions_of_a_modality_by_a_column_of_the_mudata(folder, mdata, tmp_path):
     args = ["--key", "batch", "--source", "b", "--target", "a", "--modality", "atac", "--out", tmp_path / "o.h5mu"]
     run("conditions", folder / "both.h5mu", *args)

@@ -46,6 +46,11 @@ def _named_values(items: list[str] | None) -> list[str] | None:
     return items
 
 
+def _recipes(items: list[str] | None) -> list[str] | None:
+    """One name alone is the recipe of both modalities."""
+    return items if items is not None and len(items) == 1 and "=" not in items[0] else _named_values(items)
+
+
 def _report_file(path: Path | None) -> Path | None:
     if path is not None and path.suffix not in {".md", ".json", ".html"}:
         raise typer.BadParameter(f"the report is written as .md, .json or .html, not {path.name!r}.")
@@ -146,7 +151,11 @@ def fit(
     ] = None,
     recipe: Annotated[
         list[str] | None,
-        typer.Option(help="Preprocessing, MODALITY=NAME; may be repeated.", callback=_named_values),
+        typer.Option(
+            help="Preprocessing, MODALITY=NAME; may be repeated. NAME alone: one recipe, fitted on the cells of both "
+            "modalities (two conditions of one, see `celltransfer conditions`).",
+            callback=_recipes,
+        ),
     ] = None,
     train: Annotated[str | None, typer.Option(help="obs column that marks the training cells.")] = None,
     seed: Seed = 0,
@@ -160,7 +169,7 @@ def fit(
     """Fit a translator and save it."""
     with session(verbose):
         _check_model_folder(model_dir, overwrite=overwrite)
-        mdata, recipes = read_mudata(data), _pairs(recipe)
+        mdata, recipes = read_mudata(data), recipe[0] if recipe and "=" not in recipe[0] else _pairs(recipe)
         model = _fit(
             mdata,
             source,
@@ -281,7 +290,7 @@ def _fit(
     device: str,
     max_seconds: float | None,
     option: list[str] | None,
-    recipes: dict[str, str] | None = None,
+    recipes: dict[str, str] | str | None = None,
     links: pd.DataFrame | str | None = None,
 ) -> TransferModel:
     from celltransfer.api import fit as fit_model

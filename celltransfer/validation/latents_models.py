@@ -1,8 +1,8 @@
-"""Suite ``latents``: the generator whose latents are known, and models of one modality in several domains."""
+"""Suite ``latents``: the generator whose latents are known, and what is fitted to it."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,18 +11,15 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from celltransfer.losses.mixing import mixing_sparsity
 from celltransfer.nn.blocks import MLP
-from celltransfer.nn.domains import Latents
 from celltransfer.nn.mixing import draw
+from celltransfer.train.loop import Trainer
+from celltransfer.translators.sparse_mixing import SparseMixing
 
 CONTENT, STYLE, OBSERVED, NOISE = 2, 4, 20, 0.1
 # Standard deviation the decoder is told to leave: a learned one lets it give up when the penalty is strong.
 ALLOWED = 0.15
-# Points of a batch whose Jacobian is looked at.
-JACOBIAN_POINTS = 16
-# Shares of the steps when content is told from style, and while the penalty grows.
-SORTED_AT, GROWN_AT = 0.3, 0.3
+BATCH = 128
 
 
 class Sample(NamedTuple):
@@ -64,52 +61,42 @@ def generate(seed: int, n_domains: int, n: int) -> Sample:
     return Sample(x.astype(np.float32), u, z, edges)
 
 
-class Settings(NamedTuple):
-    """What an arm trains: weight and norm of the sparsity, the mask, and whether domains shape the latents' law."""
+def fit(data: Sample, options: dict[str, Any], *, seed: int, steps: int, device: str = "cpu") -> np.ndarray:
+    """Latents of all cells that `SparseMixing` recovers, posterior means (n, d), content first.
 
-    alpha: float = 0.0
-    norm: str = "l1"
-    mask: str = "sorted"
-    conditional: bool = False
-
-
-def fit(data: Sample, settings: Settings, *, seed: int, steps: int, hidden: int = 64, lr: float = 3e-3) -> np.ndarray:
-    """Recovered latents of all cells, posterior means (n, d), content first; a model has seen the first half alone.
-
-    ``conditional`` is the plain conditional VAE: encoder and decoder are told the domain, and latents are N(0, I).
+    The model has seen the first half alone. A domain is a condition, and its cells are source or target at random: of
+    one modality, with no anchors.
     """
+    rng, seen = np.random.default_rng([seed, 3]), len(data.x) // 2
+    source = rng.permuted(np.arange(seen) % 2 == 0)
+    x, u = data.x[:seen], data.u[:seen]
+    f = SparseMixing(n_content=CONTENT, n_style=STYLE, shared=True, **options)
+    trainer = Trainer(max_steps=steps, batch_size=BATCH, device=device, progress=False)
+    f.fit(x[source], x[~source], condition_x=u[source], condition_y=u[~source], seed=seed, trainer=trainer)
+    return np.hstack(f.split(data.x))
+
+
+def fit_conditional(data: Sample, *, seed: int, steps: int, hidden: int = 64, lr: float = 3e-3) -> np.ndarray:
+    """The same by a plain conditional VAE: encoder and decoder are told the domain, and latents are N(0, I)."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    x, u = torch.as_tensor(data.x), torch.as_tensor(data.u)
-    n_domains, d, seen = int(u.max()) + 1, CONTENT + STYLE, len(x) // 2
-    told = one_hot(u, n_domains).float() if settings.conditional else x[:, :0]
-    encoder = MLP(OBSERVED + told.shape[1], 2 * d, (hidden, hidden), "silu")
-    decoder = MLP(d + told.shape[1], OBSERVED, (hidden, hidden), "silu")
-    latents = Latents(d, 0, n_domains, mask="fixed") if settings.conditional else _latents(n_domains, settings.mask)
-    trained = nn.ModuleList([encoder, decoder, latents])
-    optimizer = torch.optim.Adam(trained.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.1)
-    for step in range(steps):
-        if step == int(SORTED_AT * steps) and settings.mask == "sorted" and not settings.conditional:
-            mean, log_sd = _encoded(encoder, x[:seen], told[:seen])
-            latents.sort(draw(mean, log_sd, generator).detach(), u[:seen])
-        rows = torch.randint(seen, (128,), generator=generator)
+    x, told = torch.as_tensor(data.x), one_hot(torch.as_tensor(data.u)).float()
+    d, seen, n_domains = CONTENT + STYLE, len(x) // 2, told.shape[1]
+    encoder = MLP(OBSERVED + n_domains, 2 * d, (hidden, hidden), "silu")
+    decoder = MLP(d + n_domains, OBSERVED, (hidden, hidden), "silu")
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=lr)
+    for _ in range(steps):
+        rows = torch.randint(seen, (BATCH,), generator=generator)
         mean, log_sd = _encoded(encoder, x[rows], told[rows])
         z = draw(mean, log_sd, generator)
         error = (decoder(torch.cat([z, told[rows]], dim=1)) - x[rows]).square().mean()
-        divergence = latents.divergence(mean, log_sd, z, u[rows]).mean() / OBSERVED
+        divergence = (0.5 * (mean.square() + (2 * log_sd).exp() - 1) - log_sd).sum(1).mean() / OBSERVED
         loss = 0.5 * error / ALLOWED**2 + divergence
-        if settings.alpha:
-            grown = settings.alpha * min(1.0, step / (GROWN_AT * steps))
-            loss = loss + grown * mixing_sparsity(decoder, z[:JACOBIAN_POINTS], norm=settings.norm)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(trained.parameters(), 5.0)
         optimizer.step()
-        schedule.step()
     with torch.no_grad():
-        found = _encoded(encoder, x, told)[0].numpy()
-    return found[:, np.argsort(latents.bits.numpy(), kind="stable")]
+        return _encoded(encoder, x, told)[0].numpy()
 
 
 def supervised(data: Sample, seed: int) -> np.ndarray:
@@ -146,10 +133,6 @@ def explained(of: np.ndarray, by: np.ndarray) -> float:
     by = by / np.maximum(by.std(0), 1e-6)
     half = len(of) // 2
     return float(KNeighborsRegressor(20).fit(by[:half], of[:half]).score(by[half:], of[half:]))
-
-
-def _latents(n_domains: int, mask: str) -> Latents:
-    return Latents(CONTENT, STYLE, n_domains, mask=mask)
 
 
 def _encoded(encoder: nn.Module, x: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:

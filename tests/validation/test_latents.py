@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from celltransfer.validation import base, latents
-from celltransfer.validation.latents import ARMS, CEILING, CHANCE, DOMAINS, ELSEWHERE, OFF, ON
-from celltransfer.validation.latents_models import CONTENT, Settings, explained, fit, generate, mcc, rotated
+from celltransfer.validation.latents import ARMS, CEILING, CHANCE, DOMAINS, ELSEWHERE, OFF, ON, PLAIN
+from celltransfer.validation.latents_models import CONTENT, explained, fit, fit_conditional, generate, mcc, rotated
 
 
 def test_generator_mixes_sparsely_and_changes_style_alone():
@@ -32,16 +32,24 @@ def test_mcc_finds_permuted_and_bent_latents_and_not_rotated_ones():
 
 def test_a_short_fit_returns_latents_content_first():
     data = generate(0, 2, 400)
-    for settings in (Settings(0.1), Settings(mask="fixed"), Settings(conditional=True), Settings(0.1, norm="l2")):
-        found = fit(data, settings, seed=0, steps=5)
+    fits = [fit(data, options, seed=0, steps=5) for options in ({"alpha": 0.1}, {"mask": "fixed"}, {"norm": "l2"})]
+    for found in (*fits, fit_conditional(data, seed=0, steps=5)):
         assert found.shape == data.z.shape
         assert np.isfinite(found).all()
+
+
+@pytest.mark.slow
+def test_the_method_finds_latents_by_sparsity_and_not_without():
+    data = generate(10, 9, 4000)
+    sparse, plain = (fit(data, ARMS[arm], seed=10, steps=1500)[2000:] for arm in (ON, OFF))
+    assert mcc(data.z[2000:], sparse) > 0.95
+    assert mcc(data.z[2000:], plain) < 0.9
 
 
 def rows(values):
     wiggle = np.random.default_rng(0).normal(size=500) * 1e-3
     made = []
-    for arm in (*ARMS, CHANCE, CEILING):
+    for arm in (*ARMS, PLAIN, CHANCE, CEILING):
         for domains in ELSEWHERE.get(arm, DOMAINS):
             for seed in range(4):
                 score = values(arm, domains) + wiggle[len(made)]
