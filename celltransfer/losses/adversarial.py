@@ -35,6 +35,32 @@ def generator_loss(fake: Tensor, kind: str = "non_saturating") -> Tensor:
     return softplus(-fake).mean()
 
 
+def critic_losses(
+    critic: Callable[[Tensor, Tensor | None], Tensor],
+    real: Tensor,
+    fake: Tensor,
+    codes: Tensor | None,
+    *,
+    kind: str = "non_saturating",
+    r1: float = 0.0,
+) -> dict[str, Tensor]:
+    """What a discriminator minimises, by name: `discriminator_loss`, and `r1` times `r1_penalty` unless that is 0.
+
+    Parameters
+    ----------
+    critic
+        Maps cells (batch, D) and condition codes (batch,) or ``None`` to logits (batch,).
+    real, fake
+        Target cells and translations without gradients, shapes (batch, D).
+    codes
+        Conditions of either.
+    """
+    losses = {"discriminator": discriminator_loss(critic(real, codes), critic(fake, codes), kind)}
+    if r1:
+        losses["r1"] = r1 * r1_penalty(lambda inputs: critic(inputs, codes), real)
+    return losses
+
+
 def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
     """R1 gradient penalty (1/2) E ||grad D(y)||^2 on target cells (Mescheder et al. 2018).
 

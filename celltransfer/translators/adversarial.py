@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from torch.optim import Adam, Optimizer
 
 from celltransfer.errors import ConfigError
-from celltransfer.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
+from celltransfer.losses.adversarial import critic_losses, generator_loss
 from celltransfer.nn.blocks import MLP, Discriminator, Residual, update_average
 from celltransfer.pp.transforms import moments
 from celltransfer.translators import holdout
@@ -255,19 +255,11 @@ class AdversarialTranslator(TrainedTranslator):
         with torch.no_grad():
             fake = net.f(x)
             back = net.reconstructor(y) if net.reconstructor is not None and net.critic is not None else None
-        losses = self._verdicts("", net.discriminator, y, fake, codes, step)
+        r1 = self.r1 * self.r1_every if step % self.r1_every == 0 else 0.0
+        losses = critic_losses(net.discriminator, y, fake, codes, kind=self.gan, r1=r1)
         if back is not None and net.critic is not None:
-            losses |= self._verdicts("_source", net.critic, x, back, codes, step)
-        return losses
-
-    def _verdicts(
-        self, of: str, critic: nn.Module, real: Tensor, fake: Tensor, codes: Tensor | None, step: int
-    ) -> dict[str, Tensor]:
-        """Loss of one discriminator, and its gradient penalty in the steps that have one."""
-        losses = {f"discriminator{of}": discriminator_loss(critic(real, codes), critic(fake, codes), kind=self.gan)}
-        if self.r1 and step % self.r1_every == 0:
-            penalised: Callable[[Tensor], Tensor] = lambda inputs: critic(inputs, codes)  # noqa: E731
-            losses[f"r1{of}"] = self.r1 * self.r1_every * r1_penalty(penalised, real)
+            other = critic_losses(net.critic, x, back, codes, kind=self.gan, r1=r1)
+            losses |= {f"{name}_source": value for name, value in other.items()}
         return losses
 
     def _standardise(self, pair: ModalityPair) -> None:

@@ -12,7 +12,7 @@ from torch.optim import Adam, Optimizer
 
 from celltransfer.data.pair import Matrix, ModalityPair, dense
 from celltransfer.errors import ConfigError
-from celltransfer.losses.adversarial import discriminator_loss, generator_loss
+from celltransfer.losses.adversarial import critic_losses, generator_loss
 from celltransfer.losses.discrepancy import mmd, sinkhorn_divergence
 from celltransfer.nn.blocks import Discriminator, update_average
 from celltransfer.nn.placed import PlacedTransport
@@ -217,7 +217,7 @@ class Dont(TrainedTranslator):
             assert net.discriminator is not None
             with torch.no_grad():
                 fake = net.transport(z)
-            return {"discriminator": discriminator_loss(net.discriminator(w, codes), net.discriminator(fake, codes))}
+            return critic_losses(net.discriminator, w, fake, codes)
         points, velocities = net.transport.path(z)
         losses = {
             "match": self._distance(points[-1], w, codes),

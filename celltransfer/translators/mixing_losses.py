@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from celltransfer.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
+from celltransfer.losses.adversarial import critic_losses, generator_loss
 from celltransfer.nn.mixing import Mixing, draw
 
 if TYPE_CHECKING:
@@ -43,16 +43,14 @@ def gan_terms(net: Mixing, m: int, x: Tensor, u: Tensor, codes: Tensor | None, g
     return terms, z, net.latents.to_noise(mean, u)[0]
 
 
-def critic_loss(
+def critic_terms(
     net: Mixing, m: int, x: Tensor, u: Tensor, codes: Tensor | None, generator: torch.Generator, r1: float
-) -> Tensor:
-    """The discriminator's loss on real and made cells, and `r1` times its gradient penalty."""
-    side, critic = net.side(m), net.discriminators[m]
+) -> dict[str, Tensor]:
+    """The discriminator's losses on real and made cells of modality `m`."""
+    side = net.side(m)
     with torch.no_grad():
         fake = side.scaled(side.expected(net.latents.from_noise(_noise(net, u, generator), u)))
-    real = side.scaled(x)
-    loss = discriminator_loss(critic(real, codes), critic(fake, codes))
-    return loss + r1 * r1_penalty(lambda inputs: critic(inputs, codes), real) if r1 else loss
+    return critic_losses(net.discriminators[m], side.scaled(x), fake, codes, r1=r1)
 
 
 def anchor_loss(net: Mixing, batch: Batch, codes: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ from celltransfer.nn.mixing import Mixing, between_domains
 from celltransfer.translators import holdout
 from celltransfer.translators.base import _in_blocks, _recode, register
 from celltransfer.translators.mixing_held import SOURCE, TARGET, Held
-from celltransfer.translators.mixing_losses import anchor_loss, critic_loss, gan_terms, vae_terms
+from celltransfer.translators.mixing_losses import anchor_loss, critic_terms, gan_terms, vae_terms
 from celltransfer.translators.mixing_start import check_counts, set_scale, start_linear
 from celltransfer.translators.trained import TrainedTranslator
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # Cells of a batch whose Jacobian is looked at, and latents up to which it is whole.
 JACOBIAN_CELLS, WHOLE_UP_TO, PROBES = 32, 8, 4
 # Share of the steps after which content is told from style, and over which the sparsity term grows to its weight.
-SETTLED_AT, GROWN_AT = 0.4, 0.3
+SETTLED_AT, GROWN_AT = 0.6, 0.3
 # Bits of a learned mask start far from where they flip, for the steps that there are: how much faster they learn.
 MASK_SPEED = 10.0
 
@@ -202,7 +202,11 @@ class SparseMixing(TrainedTranslator):
         sides = [(m, x, net.domain(m, codes, len(x))) for m, x in ((SOURCE, batch.x), (TARGET, batch.y))]
         if player == "discriminator":
             r1 = self.r1 * self.r1_every if step % self.r1_every == 0 else 0.0
-            return {f"discriminator{m}": critic_loss(net, m, x, u, codes, self.generator_, r1) for m, x, u in sides}
+            return {
+                f"{name}{m}": value
+                for m, x, u in sides
+                for name, value in critic_terms(net, m, x, u, codes, self.generator_, r1).items()
+            }
         losses: dict[str, Tensor] = {}
         latents, noises = [], []
         for m, x, u in sides:
