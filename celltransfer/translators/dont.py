@@ -177,6 +177,11 @@ class Dont(TrainedTranslator):
             config |= {"cost_attribute": None, "cost_weights": self.module_.costs.tolist()}
         return config
 
+    @property
+    def scheduled(self) -> bool:
+        """True: the cost falls over a share of the steps."""
+        return True
+
     def build(self) -> PlacedTransport:
         """Networks from the configuration and the feature counts."""
         d, out = self.n_features_in_, self.n_features_out_

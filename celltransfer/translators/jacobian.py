@@ -236,11 +236,11 @@ class JacobianSparse(AdversarialTranslator):
 
     def monitor(self) -> float | None:
         """The held-out distance; ``None``, so that the state is no candidate, while the schedule is under way."""
-        return None if self._scheduled and 2 * self._step < self.max_steps_ else super().monitor()
+        return None if self.scheduled and 2 * self._step < self.max_steps_ else super().monitor()
 
     def remarks(self, result: FitResult) -> list[str]:
         """Whether training came to nothing, or ended while the structural term was still stronger than wanted."""
-        if not self._scheduled or 2 * result.n_steps >= self.max_steps_:
+        if not self.scheduled or 2 * result.n_steps >= self.max_steps_:
             return super().remarks(result)
         return [
             f"The fit ended after {result.n_steps} of {self.max_steps_} steps, while the structural term was still "
@@ -278,11 +278,6 @@ class JacobianSparse(AdversarialTranslator):
         matched = [i for i, value in lowest.items() if value <= bound]
         return min(matched, key=lambda i: results[i].history["constraint"][0][1])
 
-    def _fingerprint(self, pair: ModalityPair, seed: int, trainer: Trainer) -> dict[str, str]:
-        """A schedule is a share of the steps, so that other steps are another fit."""
-        marks = super()._fingerprint(pair, seed, trainer)
-        return marks | {"max_steps": str(trainer.max_steps)} if self._scheduled else marks
-
     @property
     def _structured(self) -> nn.Module:
         """The network whose Jacobian is asked to have structure."""
@@ -290,7 +285,8 @@ class JacobianSparse(AdversarialTranslator):
         return net.reconstructor if self.structure_of == "reconstructor" and net.reconstructor is not None else net.f
 
     @property
-    def _scheduled(self) -> bool:
+    def scheduled(self) -> bool:
+        """Whether the structural term is stronger at first."""
         return self.structure_start != 1 and self.weight_structure > 0
 
     @property

@@ -149,6 +149,11 @@ class SparseMixing(TrainedTranslator):
         self.map, self.hidden, self.init, self.hidden_discriminator = map, hidden, init, hidden_discriminator
         self.r1, self.r1_every, self.lr, self.lr_discriminator = r1, r1_every, lr, lr_discriminator
 
+    @property
+    def scheduled(self) -> bool:
+        """True: sparsity grows, and content is told from style, over a share of the steps."""
+        return True
+
     def build(self) -> Mixing:
         """Networks from the configuration and the numbers of features and conditions."""
         n_conditions, d = max(1, self.n_conditions_), self.n_content + self.n_style

@@ -60,6 +60,11 @@ class TrainedTranslator(Translator):
     def build(self) -> nn.Module:
         """Networks from the configuration, `n_features_in_`, `n_features_out_` and `n_conditions_` alone."""
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether steps depend on how many there are to be, so that a fit is not resumed with another number."""
+        return False
+
     @abstractmethod
     def players(self) -> dict[str, Optimizer]:
         """Optimisers by player, in the order in which they step."""
@@ -168,6 +173,8 @@ class TrainedTranslator(Translator):
 
     def _fingerprint(self, pair: ModalityPair, seed: int, trainer: Trainer) -> dict[str, str]:
         named = {"method": self.name, "options": self.get_config(), "seed": seed}
+        if self.scheduled:
+            named["max_steps"] = trainer.max_steps
         return checkpoint.fingerprint(pair, **named, batch_size=trainer.batch_size, precision=trainer.precision)
 
     @torch.no_grad()
