@@ -153,7 +153,13 @@ def _judge(
     if pair.shared and not pair.n_anchors and found.evidence:
         return _without_partners(found.evidence)
     model.confidence_ = Confidence(found.translated, found.doubt)
-    return diagnostics.verdict_of(found)
+    verdict = diagnostics.verdict_of(found)
+    if result.status is Status.MAX_TIME and getattr(translator, "scheduled", False):
+        verdict.reasons.append(
+            f"The fit was stopped by time after {result.n_steps} steps, in the middle of a schedule; the fits it was "
+            "judged by went through a whole one of no more steps, and may be better or worse than it."
+        )
+    return verdict
 
 
 def _without_partners(evidence: dict[str, float]) -> Verdict:

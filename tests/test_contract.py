@@ -11,6 +11,7 @@ from celltransfer.errors import AnchorError, ConditionError, ConfigError, Featur
 from celltransfer.train.loop import Trainer
 from celltransfer.train.outcome import FitResult, Status
 from celltransfer.translators import Translator, available, get, make, register
+from celltransfer.translators.backward import Backward
 
 D, OUT, K = 7, 4, 6
 TRAINER = Trainer(max_steps=6, check_every=3, batch_size=32, device="cpu", progress=False)
@@ -277,3 +278,29 @@ def test_order_of_target_cells_does_not_matter(name, cells):
     np.testing.assert_allclose(
         fitted(name, data=(x, y[order], moved)).translate(x), fitted(name).translate(x), atol=1e-5
     )
+
+
+class ByCondition(Toy):
+    """Third-party translator with an inverse that depends on the condition; not registered."""
+
+    name = "by_condition"
+    uses_conditions = needs_condition = invertible = True
+
+    def _translate(self, x, condition):
+        return x + condition[:, None]
+
+    def _inverse(self, y, condition):
+        return y - condition[:, None]
+
+
+def test_the_backward_view_gives_translators_the_codes_they_know():
+    x = np.zeros((40, 3), np.float32)
+    codes = np.repeat([3, 8], 20)
+    f = ByCondition().fit(x, x, condition_x=codes, condition_y=codes)
+    back = Backward(f)
+    y = f.translate(x, codes)
+    assert set(y[:, 0]) == {0.0, 1.0}  # codes as the translator counts them
+    np.testing.assert_array_equal(back.translate(y, codes), x)
+    np.testing.assert_array_equal(back.inverse(x, codes), y)
+    with pytest.raises(ConditionError, match="condition codes"):
+        back.translate(y)

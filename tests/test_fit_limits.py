@@ -68,6 +68,15 @@ def test_the_default_keeps_a_time_limit_too_short_for_it(cells):
     assert "time" in model.result_.notes[0]
 
 
+def test_a_schedule_cut_short_is_said_in_the_verdict(cells):
+    how = {"anchors": 20, "method": "sparse_mixing", "map": "linear"}
+    cut = ct.fit(cells, trainer=Trainer(max_seconds=4, max_steps=10**5, progress=False), **how)
+    assert cut.result_.status is Status.MAX_TIME
+    assert "in the middle of a schedule" in " ".join(cut.verdict_.reasons)
+    whole = ct.fit(cells, trainer=Trainer(max_steps=10, progress=False), **how)
+    assert "schedule" not in " ".join(whole.verdict_.reasons)
+
+
 def test_ctrl_c_while_the_default_compares_methods_keeps_what_was_fitted(cells, monkeypatch):
     fit, seen = Ridge._fit, []
 

@@ -79,7 +79,7 @@ class PlacedTransport(nn.Module):
     def lift(self, z: Tensor) -> Tensor:
         """Inverse of `source`, where the start has one."""
         centred = (z - self.offset).cpu().double()  # not every device has double precision
-        return torch.linalg.solve(self.weight.T.cpu().double(), centred.T).T.to(z.dtype)
+        return torch.linalg.solve(self.weight.T.cpu().double(), centred.T).T.to(z)
 
     @torch.no_grad()
     def way(self, x: Tensor, times: Sequence[float]) -> Tensor:

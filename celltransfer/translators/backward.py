@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from celltransfer.errors import ConfigError
 from celltransfer.translators.base import Arrays, Translator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy as np
 
     from celltransfer.data.pair import Matrix, ModalityPair
     from celltransfer.train.loop import Trainer
@@ -29,11 +29,11 @@ class Backward(Translator):
 
     def __init__(self, forward: Translator) -> None:
         self.forward = forward
-        # Asking for the inverse of nothing says so, before anything is written.
-        forward.inverse(np.zeros((0, forward.n_features_out_), dtype=np.float32))
+        forward.check_invertible()
         self.name = f"{forward.name}, backward"  # type: ignore[misc]
         self.invertible = True  # type: ignore[misc]
         self.has_path = forward.has_path  # type: ignore[misc]
+        self.needs_condition = forward.needs_condition  # type: ignore[misc]
         self.n_features_in_, self.n_features_out_ = forward.n_features_out_, forward.n_features_in_
         self.condition_codes_ = forward.condition_codes_
         result = forward.result_
@@ -47,10 +47,10 @@ class Backward(Translator):
         return self.forward.get_config()
 
     def _translate(self, x: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
-        return self.forward.inverse(x, condition)
+        return self.forward._inverse(x, condition)
 
     def _inverse(self, y: np.ndarray, condition: np.ndarray | None) -> np.ndarray:
-        return self.forward.translate(y, condition)
+        return self.forward._translate(y, condition)
 
     def path(self, x: Matrix, times: Sequence[float]) -> np.ndarray:
         """The forward direction's way back."""

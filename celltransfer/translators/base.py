@@ -184,7 +184,8 @@ class Translator(ABC):
         return _in_blocks(self._inverse, y, codes, self.n_features_in_, batch_size)
 
     def check_invertible(self) -> None:
-        """Raise where there is no `inverse`."""
+        """Raise `ConfigError` where there is no `inverse`, `NotFittedError` before the fit."""
+        self._check_fitted()
         if not self.invertible:
             raise ConfigError(
                 f"method={self.name!r} has no inverse here. Fit in the other direction, or use a method that has one: "
@@ -201,7 +202,13 @@ class Translator(ABC):
         )
 
     def path_back(self, y: Matrix, times: Sequence[float]) -> np.ndarray:
-        """The same from target cells to where `inverse` takes them, in source features, shape (times, cells, d)."""
+        """The same from target cells to where `inverse` takes them, in source features, shape (times, cells, d).
+
+        Raises
+        ------
+        ConfigError
+            The method has no path, or no inverse.
+        """
         raise ConfigError(
             f'method={self.name!r} maps cells at once and has no path back; use a method that has one: "dont".'
         )

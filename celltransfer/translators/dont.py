@@ -165,6 +165,15 @@ class Dont(TrainedTranslator):
 
         At 0 the target cells as an affine map lays them into the source's features (themselves, where source and
         target share theirs), at 1 `inverse`.
+
+        Raises
+        ------
+        ConfigError
+            There is no inverse, or a time is not between 0 and 1.
+        FeatureError
+            The cells do not have the target's features.
+        InputError
+            Steps cannot be undone for these cells.
         """
         self.check_invertible()
         self._codes_of(y, None, backward=True)

@@ -187,6 +187,11 @@ class IEOT(ConditionalTranslator):
         weigh = lambda block, codes: self.module_.law.responsibilities(self.module_.source(block, codes), codes)  # noqa: E731
         return np.concatenate(list(self._blocks(weigh, x, condition, 2048)))
 
+    @property
+    def scheduled(self) -> bool:
+        """True: the learning rate declines over the second half of the steps."""
+        return True
+
     def build(self) -> ScaledLaw:
         """Networks from the configuration and the settings."""
         law = TiltedMixture(

@@ -161,6 +161,11 @@ class LRMF(TrainedTranslator):
         u, v = net.source(torch.as_tensor(x, device=device)), net.target(torch.as_tensor(y, device=device))
         return float(likelihood_ratio(net.transform, net.shared, u, v)) + self._private_likelihood(u, v)
 
+    @property
+    def scheduled(self) -> bool:
+        """True: the learning rate declines over the second half of the steps."""
+        return True
+
     def build(self) -> Aligner:
         """Map and densities of the chosen families."""
         d, (kind, family) = self.n_features_in_, self.families_

@@ -204,6 +204,7 @@ class Primed(Translator):
 
     def path_back(self, y: Matrix, times: Sequence[float]) -> np.ndarray:
         """The way back of the method itself, where it has one."""
+        self._check_fitted()
         return self.member_.path_back(y, times)
 
     def _translate(self, x: np.ndarray, condition: np.ndarray | None) -> np.ndarray:

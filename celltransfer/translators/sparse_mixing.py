@@ -96,7 +96,7 @@ class SparseMixing(TrainedTranslator):
     uses_conditions = True
     needs_condition = True
     matches_distributions = True
-    training: ClassVar[dict[str, Any]] = {"max_steps": 800, "batch_size": 200, "check_every": 50, "patience": 6}
+    training: ClassVar[dict[str, Any]] = {"max_steps": 800, "batch_size": 200, "check_every": 50, "patience": 3}
     choices: ClassVar[dict[str, tuple[Any, ...]]] = {
         "form": ("vae", "gan"),
         "mask": (None, *MASKS),
@@ -208,7 +208,7 @@ class SparseMixing(TrainedTranslator):
         if player == "discriminator":
             r1 = self.r1 * self.r1_every if step % self.r1_every == 0 else 0.0
             return {
-                f"{name}{m}": value
+                f"{name}_{m}": value
                 for m, x, u in sides
                 for name, value in critic_terms(net, m, x, u, codes, self.generator_, r1).items()
             }
@@ -220,12 +220,12 @@ class SparseMixing(TrainedTranslator):
                 if self.form == "vae"
                 else gan_terms(net, m, x, u, codes, self.generator_)
             )
-            losses |= {f"{name}{m}": value for name, value in terms.items()}
+            losses |= {f"{name}_{m}": value for name, value in terms.items()}
             latents.append(z)
             noises.append(e)
         for m, z in enumerate([torch.cat(latents)] if self.shared else latents):
             if self.alpha and len(z) > 1:
-                losses[f"sparse{m}"] = self._strength(step) * self._sparsity(m, z)
+                losses[f"sparse_{m}"] = self._strength(step) * self._sparsity(m, z)
         if self.weight_match:
             domains = torch.cat([u for _, _, u in sides])
             losses["match"] = self.weight_match * between_domains(torch.cat(noises), domains)

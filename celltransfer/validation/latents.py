@@ -9,7 +9,8 @@ regression on the true latents.
 What is fitted is ``method="sparse_mixing"`` itself, to one modality without anchors; a domain is a condition. Its
 settings were chosen on draws that are not reported: the noise that the decoder is told to leave, alpha, and how content
 is told from style on seeds 0 and 1 of earlier versions of the generator; the weight of the match between domains (0,
-.1 and 1), of which 1 hinders telling content from style, on seeds 10 and 11. The method's own defaults are an arm.
+.1 and 1), of which 1 hinders telling content from style, on seeds 10 and 11. One arm has the method's default options,
+but for the numbers of latents and `shared`, at as many steps as the others.
 """
 
 from __future__ import annotations

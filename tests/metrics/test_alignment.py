@@ -238,7 +238,10 @@ def test_flows_see_moons():
     b = moons(600, 0)
     verdict = alignment(moons(300, 1), b, family="realnvp", n_splits=3)
     assert verdict.level == "aligned"
+    # What is finer than the resolution does not count, and what is left of these is too little for so few cells.
     gaussian = np.random.default_rng(0).multivariate_normal(b.mean(axis=0), np.cov(b.T), size=300)
     verdict = alignment(gaussian, b, family="realnvp", n_splits=3)
+    assert verdict.level == "cannot be told"
+    verdict = alignment(moons(300, 1) @ np.diag([1.0, -1.0]), b, family="realnvp", n_splits=3)
     assert verdict.level == "not aligned"
     assert verdict.evidence["distance_share"] > 0.1

@@ -1,10 +1,13 @@
 """Fits that stop halfway and go on: as if they had not stopped."""
 
+import os
+import signal
 from math import inf
 
 import numpy as np
 import pytest
 from celltransfer.errors import ModelFormatError
+from celltransfer.train.checkpoint import CHECKPOINT
 from celltransfer.train.loop import Trainer
 from celltransfer.train.outcome import Status
 from celltransfer.translators import make
@@ -15,6 +18,8 @@ FITS = {
     "dont, GAN": ("dont", {"steps": 2, "hidden": (8,), "discrepancy": "gan"}),
     "sparse mixing, VAE": ("sparse_mixing", SMALL),
     "sparse mixing, GAN": ("sparse_mixing", SMALL | {"form": "gan"}),
+    "ieot": ("ieot", {}),
+    "lrmf": ("lrmf", {"density": "realnvp", "blocks": 2, "hidden": (8,), "blocks_density": 2, "hidden_density": (8,)}),
 }
 
 
@@ -42,11 +47,13 @@ def test_a_fit_that_was_stopped_goes_on_as_if_it_had_not(which, stopped, tmp_pat
     def until(step, after=broken.after_step):
         after(step)
         if step + 1 == stopped:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
     broken.after_step = until
     broken.fit(*pair, seed=3, trainer=trainer(checkpoint_dir=tmp_path))
     assert broken.result_.status is Status.INTERRUPTED
+    assert broken.result_.n_steps == stopped
+    assert (tmp_path / CHECKPOINT).exists()
     again = make(name, **options).fit(*pair, seed=3, trainer=trainer(checkpoint_dir=tmp_path, resume=True))
     assert again.result_.n_steps == whole.result_.n_steps
     np.testing.assert_allclose(again.translate(pair[0]), whole.translate(pair[0]), atol=1e-5)

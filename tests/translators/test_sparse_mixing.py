@@ -10,7 +10,7 @@ from celltransfer.train.loop import Trainer
 from celltransfer.train.outcome import Status
 from celltransfer.translators.mixing_losses import gan_terms
 from celltransfer.translators.mixing_start import _singular, some
-from celltransfer.translators.sparse_mixing import SparseMixing
+from celltransfer.translators.sparse_mixing import SETTLED_AT, SparseMixing
 
 D, OUT = 8, 6
 
@@ -31,6 +31,12 @@ def cells(n=400, seed=0, shift=3.0):
     order = rng.permutation(n)
     pairs = np.column_stack([np.arange(30), np.argsort(order)[:30]])
     return x, y[order], pairs, code, code[order], y
+
+
+def test_default_limits_leave_room_to_converge():
+    limits = SparseMixing.training
+    told = range(int(SETTLED_AT * limits["max_steps"]), limits["max_steps"], limits["check_every"])
+    assert len(told) > limits["patience"] + 2
 
 
 SMALL = {"n_content": 2, "n_style": 1, "map": "linear"}
@@ -88,7 +94,7 @@ def test_forms_masks_and_gauges_fit(form):
         assert np.isfinite(f.translate(x)).all()
         assert all(np.isfinite(v) for values in f.result_.history.values() for _, v in values)
         if form == "gan":
-            assert {"gan0", "found1", "discriminator0"} <= f.result_.history.keys()
+            assert {"gan_0", "found_1", "discriminator_0", "r1_0"} <= f.result_.history.keys()
 
 
 def test_shared_sides_keep_what_latents_do_not_explain():

@@ -10,6 +10,8 @@ from celltransfer.validation.digit_swap import (
     CYCLE,
     DECODED,
     DIGIT,
+    FIRM_PLAIN,
+    FIRM_SEMANTIC,
     PLAIN,
     RANDOM,
     SEMANTIC,
@@ -61,7 +63,8 @@ def test_the_autoencoder_learns_and_is_the_same_for_the_same_seed():
 
 def rows(paper):
     jobs = pd.DataFrame(DigitSwap().jobs(3))
-    task2 = jobs["arm"].isin([SEMANTIC, CORRELATED]) * 0.9 if paper else 0.1 * (jobs["arm"] == CYCLE)
+    solved, failed = [SEMANTIC, FIRM_SEMANTIC, CORRELATED], [CYCLE, FIRM_PLAIN]
+    task2 = 0.9 * jobs["arm"].isin(solved) if paper else 0.2 * jobs["arm"].isin(failed)
     task1 = jobs["arm"].isin([CYCLE, PLAIN]) * 0.99
     wiggle = 0.001 * jobs["seed"]
     return jobs.assign(coherence=0.99 + wiggle, task1=task1 + wiggle, task2=task2 + wiggle, cheap=2.0, round_trip=1e-6)

@@ -42,7 +42,7 @@ def test_a_short_fit_returns_latents_content_first():
 def test_the_method_finds_latents_by_sparsity_and_not_without():
     data = generate(10, 9, 4000)
     sparse, plain = (fit(data, ARMS[arm], seed=10, steps=1500)[2000:] for arm in (ON, OFF))
-    assert mcc(data.z[2000:], sparse) > 0.95
+    assert mcc(data.z[2000:], sparse) > 0.9
     assert mcc(data.z[2000:], plain) < 0.9
 
 
