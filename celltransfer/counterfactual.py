@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from celltransfer.model import TransferModel
+    from celltransfer.pp.slots import OnMissing
 
 
 def counterfactual(
@@ -26,6 +26,7 @@ def counterfactual(
     modality: str | None = None,
     key_added: str | None = None,
     counts: bool = True,
+    on_missing: OnMissing | None = None,
     copy: bool = False,
 ) -> MuData | None:
     """Cells of one modality as they would be under another condition; for ``method="sparse_mixing"``.
@@ -39,13 +40,16 @@ def counterfactual(
     mdata
         MuData with the modality, and the condition of every cell.
     condition
-        The condition to move to, a value of the column the model was fitted with; a tuple of values if several.
+        The condition to move to, a value of the column the model was fitted with; of several columns, a tuple of
+        values, or one of ``model.levels``. Text may stand for a number or a boolean: "3.0" for 3.
     modality
         Source or target of the model; the source if ``None``.
     key_added
         Name of the new modality; ``"{modality}_at_{condition}"`` if ``None``, any ``/`` as ``_``.
     counts
         Write expected counts into ``layers["counts"]`` where the recipe knows them.
+    on_missing
+        ``"error"`` or ``"zero"``: what to do about features that the modality lacks. ``None``: as the recipe says.
     copy
         Return a copy with the new modality, and leave `mdata` alone.
 
@@ -61,7 +65,8 @@ def counterfactual(
         ``obsm["X_translated"]`` : numpy.ndarray (cells, d), float32
             In the recipe's feature space.
         ``obs`` : pandas.DataFrame
-            The cells', with the condition they were moved to, and in ``{column}_from`` the one they are under.
+            The cells', with the condition they were moved to, of the column's own type where it can be, and in
+            ``{column}_from`` the one they are under.
         ``uns["celltransfer"]`` : dict
             Provenance, with ``counterfactual``: the condition.
 
@@ -72,7 +77,7 @@ def counterfactual(
     ConditionError
         The model was fitted without conditions, or does not know one, or only one modality had it in the fit.
     InputError
-        `mdata` lacks the modality, or cannot take a new one.
+        `mdata` lacks the modality or features of it, or cannot take a new one.
     """
     from anndata import AnnData
 
@@ -85,7 +90,7 @@ def counterfactual(
     writeback.check_memory(adata.n_obs, len(recipe.feature_names_), 1 + counts)
     side, codes = int(name != self.source), _codes(self, mdata, name)
     _check_common(self, np.append(codes, to))
-    points = translator.counterfactual(recipe.transform(adata), to, codes, side=side)
+    points = translator.counterfactual(recipe.transform(adata, on_missing=on_missing), to, codes, side=side)
     new = AnnData(recipe.inverse_transform(points), obs=_moved_obs(self, mdata, name, to), var=recipe.var_.copy())
     if counts and (expected := recipe.to_counts(new.X)) is not None:
         new.layers["counts"] = expected
@@ -96,7 +101,14 @@ def counterfactual(
     return out if copy else None
 
 
-def add_latents(self: TransferModel, mdata: MuData, *, key_added: str = "X", copy: bool = False) -> MuData | None:
+def add_latents(
+    self: TransferModel,
+    mdata: MuData,
+    *,
+    key_added: str = "X",
+    on_missing: OnMissing | None = None,
+    copy: bool = False,
+) -> MuData | None:
     """Write content and style of the cells into the source and target modality; for ``method="sparse_mixing"``.
 
     Content is what has one law in all domains (modalities and conditions), style what changes with them; the fit's
@@ -108,6 +120,8 @@ def add_latents(self: TransferModel, mdata: MuData, *, key_added: str = "X", cop
         MuData with the source modality, the target modality, or both.
     key_added
         Start of the keys.
+    on_missing
+        ``"error"`` or ``"zero"``: what to do about features that a modality lacks. ``None``: as its recipe says.
     copy
         Return a copy and leave `mdata` alone.
 
@@ -126,7 +140,7 @@ def add_latents(self: TransferModel, mdata: MuData, *, key_added: str = "X", cop
     ConfigError
         The method has no such latents, or `key_added` is no name.
     InputError
-        `mdata` has neither modality, or is a view or backed.
+        `mdata` has neither modality, lacks features, or is a view or backed.
     """
     translator = _mixing(self)
     if not isinstance(key_added, str) or not key_added.strip() or "/" in key_added:
@@ -139,7 +153,9 @@ def add_latents(self: TransferModel, mdata: MuData, *, key_added: str = "X", cop
         raise InputError("The MuData is a view or backed, and its obsm cannot be written: pass copy=True.")
     # All before any is written: an error leaves the MuData as it was.
     found = {
-        name: translator.split(self.recipes[name].transform(cells.check_modality(mdata, name)), side=side)
+        name: translator.split(
+            self.recipes[name].transform(cells.check_modality(mdata, name), on_missing=on_missing), side=side
+        )
         for side, name in enumerate((self.source, self.target))
         if name in present
     }
@@ -172,11 +188,12 @@ def _level(model: TransferModel, condition: object) -> int:
     """Code of a condition by its value."""
     if not model.conditions:
         raise ConditionError("The model was fitted without conditions: pass conditions= to celltransfer.fit.")
-    if isinstance(condition, tuple | list) and len(model.conditions) > 1:
-        label = "|".join(cells.condition_label(part).replace("|", r"\|") for part in condition)
+    if isinstance(condition, tuple | list):
+        values = list(condition)
     else:
-        label = cells.condition_label(condition)
-    if label not in model.levels:
+        values = list(cells.split_labels(cells.condition_label(condition), len(model.conditions)))
+    label = cells.known_label(values, model.levels) if len(values) == len(model.conditions) else None
+    if label is None:
         raise ConditionError(f"condition={condition!r}; the model knows {', '.join(map(repr, model.levels))}.")
     return model.levels.index(label)
 
@@ -197,13 +214,22 @@ def _check_common(model: TransferModel, codes: np.ndarray) -> None:
 
 def _moved_obs(model: TransferModel, mdata: MuData, name: str, to: int) -> pd.DataFrame:
     """Annotation of made cells: the condition moved to in its columns, the cells' own in ``{column}_from``."""
-    obs, level = mdata.mod[name].obs.copy(), model.levels[to]
-    several = len(model.conditions) > 1
-    parts = [part.replace(r"\|", "|") for part in re.split(r"(?<!\\)\|", level)] if several else [level]
-    for key, part in zip(model.conditions, parts, strict=True):
-        column = cells.obs_column(mdata, name, key)
-        known = {cells.condition_label(value): value for value in column.unique()}
-        made = pd.Series([known.get(part, part)] * len(obs), index=obs.index)
-        obs[f"{key}_from"] = column
-        obs[key] = made.astype("category") if isinstance(column.dtype, pd.CategoricalDtype) else made
+    obs = mdata.mod[name].obs.copy()
+    labels = cells.split_labels(model.levels[to], len(model.conditions))
+    for key, label in zip(model.conditions, labels, strict=True):
+        obs[f"{key}_from"] = column = cells.obs_column(mdata, name, key)
+        obs[key] = _filled(column, label)
     return obs
+
+
+def _filled(column: pd.Series, label: str) -> pd.Series:
+    """The column with one value in every row: that of a row with this label, or the label, of its type if it can be."""
+    rows = np.flatnonzero(cells.column_labels(column) == label)
+    if len(rows):
+        return column.iloc[np.repeat(rows[:1], len(column))].set_axis(column.index)
+    made = pd.Series(label, index=column.index, dtype=object)
+    try:
+        typed = made.astype(column.dtype)
+    except (TypeError, ValueError):
+        return made
+    return typed if (cells.column_labels(typed) == label).all() else made

@@ -17,10 +17,16 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from celltransfer.model import TransferModel
+    from celltransfer.pp.slots import OnMissing
 
 
 def interpolate(
-    self: TransferModel, data: MuData | AnnData, steps: int = 5, *, features: Sequence[str] | None = None
+    self: TransferModel,
+    data: MuData | AnnData,
+    steps: int = 5,
+    *,
+    features: Sequence[str] | None = None,
+    on_missing: OnMissing | None = None,
 ) -> AnnData:
     """Cells on the way from source to target, in equal steps of time; for methods that have a path.
 
@@ -37,6 +43,8 @@ def interpolate(
         Steps of time between start (0) and translation (1).
     features
         Target features to give; ``None`` gives all the model was fitted on.
+    on_missing
+        ``"error"`` or ``"zero"``: what to do about source features that `data` lacks. ``None``: as the recipe says.
 
     Returns
     -------
@@ -56,16 +64,21 @@ def interpolate(
     ------
     ConfigError
         The method has no path, and which has; or `steps` is below 1.
+    FeatureError
+        Source features are missing, or `features` are unknown or named twice.
+    InputError
+        There are no cells, or two have one barcode.
     """
     from anndata import AnnData
     from anndata.utils import make_index_unique
 
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
         raise ConfigError(f"steps={steps!r}; expected a whole number of at least 1.")
-    adata, mdata = (data, None) if isinstance(data, AnnData) else (cells.check_modality(data, self.source), data)
+    mdata = None if isinstance(data, AnnData) else data
+    adata = cells.check_cells(data) if mdata is None else cells.check_modality(mdata, self.source)
     columns, times = self.columns(features), np.linspace(0, 1, steps + 1)
     writeback.check_memory(adata.n_obs * len(times), len(columns), 1)
-    x, _ = self.inputs(adata, mdata)
+    x, _ = self.inputs(adata, mdata, on_missing=on_missing)
     points = self.translator.path(x, times.tolist())
     target = self.recipes[self.target]
     obs = adata.obs.iloc[np.tile(np.arange(adata.n_obs), len(times))].copy()

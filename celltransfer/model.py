@@ -274,11 +274,11 @@ class TransferModel:
         Raises
         ------
         FeatureError
-            Source features are missing, or `features` are unknown.
+            Source features are missing, or `features` are unknown or named twice.
         ConditionError
             The model was fitted with conditions and the cells lack them or have unknown ones.
         InputError
-            `data` cannot take a new modality (view, backed), or the result would not fit into memory.
+            `data` cannot take a new modality (view, backed), two cells have one barcode, or memory does not suffice.
         """
         from anndata import AnnData
 
@@ -300,7 +300,9 @@ class TransferModel:
             )
         self._check_reject(reject)
         if isinstance(data, AnnData):
-            return self.translate_cells(data, None, features, counts, on_missing, batch_size, std, reject)
+            return self.translate_cells(
+                cells.check_cells(data), None, features, counts, on_missing, batch_size, std, reject
+            )
         adata = cells.check_modality(data, self.source)
         key = f"{self.target}_from_{self.source}" if key_added is None else key_added
         writeback.check_writable(data, key, copy=copy)
@@ -414,7 +416,10 @@ class TransferModel:
         names = self.recipes[self.target].feature_names_
         if features is None:
             return np.arange(len(names))
-        columns = names.get_indexer(pd.Index(features))
+        wanted = pd.Index(features)
+        if wanted.has_duplicates:
+            raise FeatureError(f"features= names {wanted[wanted.duplicated()][0]!r} twice; expected every name once.")
+        columns = names.get_indexer(wanted)
         if (columns < 0).any():
             lost = [name for name, column in zip(features, columns, strict=True) if column < 0]
             raise FeatureError(

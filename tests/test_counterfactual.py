@@ -14,6 +14,7 @@ from celltransfer.errors import (
     ModalityError,
 )
 from celltransfer.train.loop import Trainer
+from mudata import MuData
 
 STEPS = Trainer(max_steps=40, check_every=20, device="cpu", progress=False)
 
@@ -119,8 +120,12 @@ def test_several_columns_and_levels_with_a_slash_and_conditions_of_one_modality(
     made = mdata["rna_at_3|1_2"].obs
     assert set(made["dose"]) == {"1/2"}
     assert set(made["dose_from"]) == {"1/2", "a|b"}
-    model.counterfactual(mdata, condition=("0", "a|b"), key_added="other")
-    assert set(mdata["other"].obs["dose"]) == {"a|b"}
+    for same in (("0", "a|b"), r"0.0|a\|b"):
+        model.counterfactual(mdata, condition=same, key_added="other")
+        assert set(mdata["other"].obs["dose"]) == {"a|b"}
+    for strange in ("0", ("0",), ("0", "a|b", "c"), 0):
+        with pytest.raises(ConditionError, match="the model knows"):
+            model.counterfactual(mdata, condition=strange)
     rna = np.where(np.arange(160) < 100, mdata["rna"].obs["hours"], "9")
     alone = ct.datasets.simulate(n_obs=160, n_genes=30, n_peaks=40, seed=0)
     alone["rna"].obs["hours"], alone["atac"].obs["hours"] = rna, np.where(np.arange(160) % 2, "0", "3")
@@ -139,6 +144,59 @@ def test_a_loaded_model_gives_the_same(model, tmp_path):
     model.counterfactual(one, condition=0)
     ct.load(tmp_path / "model").counterfactual(other, condition=0)
     np.testing.assert_array_equal(one["rna_at_0"].X, other["rna_at_0"].X)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "to", "absent"),
+    [
+        ("float32", 0.3, 0.1),
+        ("float64", 0.3, 0.1),
+        ("category", 0.3, 0.1),
+        ("string", "0.3", "0.1"),
+        ("int8", 0, 1),
+        ("bool", True, False),
+    ],
+)
+def test_the_condition_keeps_its_type(dtype, to, absent):
+    """Moved to a condition that some of the cells have, and to one that none has."""
+    mdata, values = cells(), np.where(np.arange(160) % 2, to, absent)
+    for name in mdata.mod:
+        column = pd.Series(values, index=mdata[name].obs_names)
+        mdata[name].obs["dose"] = (
+            pd.Categorical(column.astype("float32")) if dtype == "category" else column.astype(dtype)
+        )
+    how = {"n_content": 1, "n_style": 1, "map": "linear", "anchors": 20, "verdict": False, "trainer": STEPS}
+    model = ct.fit(mdata, source="rna", target="atac", method="sparse_mixing", conditions="dose", **how)
+    assert model.levels == tuple(sorted(map(str, (to, absent))))
+    one = MuData({"rna": mdata["rna"][values == to].copy()})
+    for value in (to, str(to).lower(), absent):
+        model.counterfactual(one, condition=value, key_added="made")
+        made = one["made"].obs
+        assert {str(np.float32(v)) if isinstance(v, float) else str(v) for v in made["dose"]} == {
+            str(absent) if value == absent else str(to)
+        }
+        assert list(made["dose_from"]) == list(one["rna"].obs["dose"])
+        if value != absent or dtype not in ("bool", "category"):
+            assert made["dose"].dtype == one["rna"].obs["dose"].dtype
+
+
+def test_missing_features(model):
+    """Refused, or zero."""
+    mdata = cells()
+    mdata.mod["rna"] = mdata["rna"][:, 2:].copy()
+    for call in (
+        lambda **how: model.counterfactual(mdata, condition=3, **how),
+        lambda **how: model.add_latents(mdata, **how),
+    ):
+        with pytest.raises(FeatureError):
+            call()
+        call(on_missing="zero")
+    zero = cells()
+    x = zero["rna"].X.toarray()
+    x[:, :2] = 0
+    zero["rna"].X = x
+    model.add_latents(zero)
+    np.testing.assert_allclose(mdata["rna"].obsm["X_style"], zero["rna"].obsm["X_style"], atol=1e-5)
 
 
 def test_refusals(model):

@@ -6,6 +6,7 @@ import celltransfer as ct
 import numpy as np
 import pytest
 import torch
+from anndata import concat
 from celltransfer.data.cells import attribute_codes
 from celltransfer.errors import (
     CelltransferWarning,
@@ -86,6 +87,8 @@ def test_one_recipe_for_different_features_is_refused(cells):
     short = {"control": cells["control"], "treated": cells["treated"][:, :50]}
     with pytest.raises(FeatureError, match="differ in 10"):
         fit_recipes("rna", short)
+    with pytest.raises(ConfigError, match="no recipe 'bogus'"):
+        fit_recipes("bogus", short)
 
 
 def test_cells_on_disk_are_fitted_like_those_in_memory(rna, cells, model, tmp_path):
@@ -111,19 +114,64 @@ def test_a_muddled_request_for_conditions_says_what_is_wrong(rna, cells):
 
 
 def test_cells_on_their_way_keep_their_own_columns_and_have_names(rna, model):
-    from anndata import concat
-
     some = model.recipes["control"]
     own = rna[:4].copy()
     own.obs["time"] = own.obs["cell"] = "mine"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        twice = concat([own, own])
-    found = model.interpolate(twice, 2)
+    found = model.interpolate(own, 2)
     assert set(found.obs["time"]) == set(found.obs["cell"]) == {"mine"}
     assert found.obs_names.is_unique
-    assert list(found.obs["source_cell"][:8]) == list(rna.obs_names[:4]) * 2
+    assert list(found.obs["source_cell"][:4]) == list(rna.obs_names[:4])
     assert found.n_vars == len(some.feature_names_)
+
+
+def test_two_cells_of_one_name_are_refused(rna, model):
+    with pytest.warns(UserWarning, match="not unique"):
+        twice = concat([rna[:4], rna[:4]])
+    for call in (
+        lambda: model.interpolate(twice, 2),
+        lambda: model.translate(twice),
+        lambda: ct.pp.conditions(twice, "condition", "control", "treated"),
+    ):
+        with pytest.raises(InputError, match=f"The AnnData has 4 duplicated barcodes, the first {rna.obs_names[0]!r}"):
+            call()
+
+
+def test_missing_features_are_refused_or_zero(rna, model):
+    short = rna[:5, 2:].copy()
+    with pytest.raises(FeatureError):
+        model.interpolate(short, 1)
+    zero = rna[:5].copy()
+    zero.X = np.concatenate([np.zeros((5, 2)), zero.X.toarray()[:, 2:]], axis=1).astype(np.float32)
+    np.testing.assert_allclose(
+        model.interpolate(short, 1, on_missing="zero").X, model.interpolate(zero, 1).X, atol=1e-5
+    )
+
+
+def test_features_named_twice_are_refused(rna, model):
+    names = list(rna.var_names[[3, 1, 3]])
+    for call in (model.interpolate, model.translate):
+        with pytest.raises(FeatureError, match=f"names {names[0]!r} twice"):
+            call(rna[:5], features=names)
+
+
+@pytest.mark.parametrize("categorical", [False, True])
+def test_conditions_of_float32_and_of_booleans(rna, categorical):
+    treated = (rna.obs["condition"] == "treated").to_numpy()
+    cells = rna.copy()
+    cells.obs["dose"], cells.obs["flag"] = np.where(treated, 0.1, 0.3).astype(np.float32), treated
+    if categorical:
+        cells.obs = cells.obs.astype({"dose": "category", "flag": "category"})
+    for low in (0.1, "0.1", np.float32(0.1), float(np.float32(0.1)), "1e-1"):
+        assert list(ct.pp.conditions(cells, "dose", low, 0.3).mod) == ["0.1", "0.3"]
+    assert list(ct.pp.conditions(cells, "flag", "false", True).mod) == ["False", "True"]
+
+
+def test_cells_without_a_condition_are_left_out_with_a_warning(rna):
+    cells = rna.copy()
+    cells.obs["condition"] = cells.obs["condition"].astype(object).where(np.arange(300) > 6, None)
+    with pytest.warns(CelltransferWarning, match=r"7 of 300 cells have no value in obs\['condition'\]"):
+        parts = ct.pp.conditions(cells, "condition", "control", "treated")
+    assert sum(part.n_obs for part in parts.mod.values()) == 293
 
 
 def test_cells_on_their_way(cells, model):

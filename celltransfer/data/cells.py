@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,21 +61,25 @@ def choose_modalities(mdata: MuData, source: str | None, target: str | None) -> 
 
 def check_modality(mdata: MuData, name: str) -> AnnData:
     """The modality as AnnData, with cells, features and unique barcodes."""
-    from anndata import AnnData
-
     check_mudata(mdata)
     if name not in mdata.mod:
-        raise ModalityError(f"The model needs modality {name!r}, which the MuData lacks: {', '.join(mdata.mod)}.")
-    adata = mdata.mod[name]
+        raise ModalityError(f"The MuData has no modality {name!r}: {', '.join(mdata.mod)}.")
+    return check_cells(mdata.mod[name], f"mdata[{name!r}]")
+
+
+def check_cells(adata: Any, what: str = "The AnnData") -> AnnData:
+    """The AnnData, if it is one with cells, features and unique barcodes."""
+    from anndata import AnnData
+
     if not isinstance(adata, AnnData):
-        raise ModalityError(f"mdata[{name!r}] is a {type(adata).__name__}; expected an AnnData.")
+        raise ModalityError(f"{what} is a {type(adata).__name__}; expected an AnnData.")
     if adata.n_obs == 0 or adata.n_vars == 0:
-        raise ModalityError(f"mdata[{name!r}] is empty: {adata.n_obs} cells x {adata.n_vars} features.")
+        raise ModalityError(f"{what} is empty: {adata.n_obs} cells x {adata.n_vars} features.")
     duplicated = adata.obs_names[adata.obs_names.duplicated()]
     if len(duplicated):
         raise InputError(
-            f"mdata[{name!r}] has {len(duplicated)} duplicated barcodes, the first {duplicated[0]!r}. Anchors are "
-            f"found by barcode: make them unique, for example with mdata[{name!r}].obs_names_make_unique()."
+            f"{what} has {len(duplicated)} duplicated barcodes, the first {duplicated[0]!r}. Cells are told apart by "
+            "barcode: make them unique, for example with obs_names_make_unique()."
         )
     return adata
 
@@ -188,23 +194,19 @@ def condition_labels(mdata: MuData, modality: str, keys: Sequence[str]) -> np.nd
                 f"Condition {key!r} is missing for {len(missing)} cells of {modality!r}, the first {missing[0]!r}. "
                 "A condition has to be known for every cell."
             )
-        _check_agreement(mdata, modality, key, column)
-        labels = column.map(condition_label).astype(str)
-        parts.append((labels.str.replace("|", r"\|", regex=False) if len(keys) > 1 else labels).to_numpy(dtype=str))
-    joined = parts[0]
-    for part in parts[1:]:
-        joined = np.char.add(np.char.add(joined, "|"), part)
-    return joined
+        check_agreement(mdata, modality, key)
+        parts.append(column_labels(column))
+    return np.array([join_labels(labels) for labels in zip(*parts, strict=True)], dtype=str)
 
 
-def _check_agreement(mdata: MuData, modality: str, key: str, column: pd.Series) -> None:
+def check_agreement(mdata: MuData, modality: str, key: str) -> None:
     """Raise where a modality's own condition contradicts ``mdata.obs``; warn where it fills what that lacks."""
     if key not in mdata.mod[modality].obs or key not in mdata.obs:
         return
-    own = column.astype(object).map(condition_label)
-    shared = mdata.obs[key].reindex(column.index).astype(object).map(condition_label, na_action="ignore")
-    missing = shared.isna()
-    other = column.index[~missing & (own != shared)]
+    own = column_labels(mdata.mod[modality].obs[key])
+    shared = column_labels(mdata.obs[key].reindex(own.index))
+    missing = shared.isna() & own.notna()
+    other = own.index[shared.notna() & own.notna() & (own != shared)]
     if len(other):
         cell = other[0]
         raise ConditionError(
@@ -214,21 +216,61 @@ def _check_agreement(mdata: MuData, modality: str, key: str, column: pd.Series) 
     if missing.any():
         warnings.warn(
             f"Condition {key!r} is missing in mdata.obs for {missing.sum()} cells of {modality!r}, the first "
-            f"{column.index[missing][0]!r}; it is taken from mdata[{modality!r}].obs.",
+            f"{own.index[missing][0]!r}; it is taken from mdata[{modality!r}].obs.",
             CelltransferWarning,
             stacklevel=2,
         )
 
 
-def condition_label(value: Hashable) -> str:
+def condition_label(value: object) -> str:
     """A value of a condition as text; 3 and 3.0 are one, as pulling columns through ``mdata.obs`` makes floats."""
     return str(int(value)) if isinstance(value, float | np.floating) and float(value).is_integer() else str(value)
 
 
+def column_labels(column: pd.Series) -> pd.Series:
+    """The values of a column as text, missing ones as ``None``; floats have the digits of their own precision."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        known = [*map(condition_label, column.cat.categories.array), None]
+        labels = [known[code] for code in column.cat.codes]
+    else:
+        # The array keeps numpy's types, which Series.map makes Python's: a float32 of 0.1 is 0.10000000149011612 there.
+        missing = column.isna()
+        labels = [None if no else condition_label(value) for value, no in zip(column.array, missing, strict=True)]
+    return pd.Series(labels, index=column.index, dtype=object)
+
+
+def join_labels(labels: Sequence[str]) -> str:
+    r"""The label of the values of one or more columns together, joined by ``|`` (``\|`` inside a value)."""
+    return "|".join(label.replace("|", r"\|") for label in labels) if len(labels) > 1 else labels[0]
+
+
+def split_labels(label: str, n_columns: int) -> list[str]:
+    """Inverse of `join_labels`."""
+    return [part.replace(r"\|", "|") for part in re.split(r"(?<!\\)\|", label)] if n_columns > 1 else [label]
+
+
+def known_label(values: Sequence[object], known: Container[str]) -> str | None:
+    """The label of values, one of each column, as they are or as what their text means: "3.0" is 3, "true" True."""
+    return next((label for label in map(join_labels, product(*map(_forms, values))) if label in known), None)
+
+
+def _forms(value: object) -> list[str]:
+    """The labels that a value may have, its own first."""
+    forms = [condition_label(value)]
+    try:
+        number = float(forms[0])
+    except ValueError:
+        return [*forms, forms[0].strip().capitalize()] if forms[0].strip().lower() in ("true", "false") else forms
+    with np.errstate(over="ignore"):
+        single = np.float32(number)
+    # Python's float of a float32 has more digits than the float32 itself.
+    return [*forms, condition_label(number), *([condition_label(single)] if float(single) == number else [])]
+
+
 def attribute_codes(mdata: MuData, names: Sequence[str], key: str, masks: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Codes of column `key` for the selected cells of two modalities, in one coding; -1 where it is missing."""
-    columns = [obs_column(mdata, name, key)[masks[name]].astype(object) for name in names]
-    codes, _ = pd.factorize(pd.concat(columns).map(condition_label, na_action="ignore"))
+    columns = [column_labels(obs_column(mdata, name, key)[masks[name]]) for name in names]
+    codes, _ = pd.factorize(pd.concat(columns))
     return np.split(codes, [len(columns[0])])
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from celltransfer.data.cells import condition_label
+from celltransfer.data.cells import check_cells, column_labels, known_label
 from celltransfer.data.writeback import no_pull
 from celltransfer.errors import CelltransferWarning, ConditionError, FeatureError, InputError
 from celltransfer.pp.factories import resolve
@@ -36,7 +36,8 @@ def conditions(adata: AnnData, key: str, source: object, target: object) -> MuDa
     key
         Column of `obs`.
     source, target
-        Values of it; 3, 3.0 and "3" are the same.
+        Values of it; 3, 3.0, "3" and "3.0" are the same, and True and "true". Cells with other values are left out,
+        with a warning those with none.
 
     Returns
     -------
@@ -47,7 +48,7 @@ def conditions(adata: AnnData, key: str, source: object, target: object) -> MuDa
     Raises
     ------
     InputError
-        `adata` is no AnnData.
+        `adata` is no AnnData, is empty, or two cells have one barcode.
     ConditionError
         There is no such column, or a value has no cell or is none that can name a modality.
 
@@ -66,19 +67,26 @@ def conditions(adata: AnnData, key: str, source: object, target: object) -> MuDa
         raise InputError(f"Expected an AnnData and got {type(adata).__name__}; pass one modality, mdata['rna'].")
     if key not in adata.obs:
         raise ConditionError(f"There is no column {key!r} in obs, which has {', '.join(map(str, adata.obs))}.")
-    labels = adata.obs[key].astype(object).map(condition_label, na_action="ignore")
+    check_cells(adata)
+    labels = column_labels(adata.obs[key])
+    known = sorted(labels.dropna().unique())
     parts = {}
     for value in (source, target):
-        name = condition_label(value)
-        if not (labels == name).any():
-            known = ", ".join(map(repr, sorted(labels.dropna().unique())[:10]))
-            raise ConditionError(f"No cell has {key}={value!r}; there are {known}.")
+        name = known_label([value], known)
+        if name is None:
+            raise ConditionError(f"No cell has {key}={value!r}; there are {', '.join(map(repr, known[:10]))}.")
         if "/" in name:
             raise ConditionError(f"{name!r} cannot name a modality, because of the '/'; rename it in obs[{key!r}].")
         part = adata[(labels == name).to_numpy()]
         parts[name] = part.to_memory() if adata.isbacked else part.copy()
     if len(parts) < 2:
-        raise ConditionError(f"source and target are both {condition_label(source)!r}.")
+        raise ConditionError(f"source and target are both {name!r}.")
+    if labels.isna().any():
+        warnings.warn(
+            f"{labels.isna().sum()} of {len(labels)} cells have no value in obs[{key!r}] and are left out.",
+            CelltransferWarning,
+            stacklevel=2,
+        )
     with no_pull():
         return MuData(parts)
 
@@ -113,6 +121,8 @@ def fit_recipes(
         logger.info("Modalities %s have the same features: one recipe for both.", " and ".join(map(repr, training)))
         recipes = resolved[first]
     (first, one), (second, other) = training.items()
+    if recipes != "auto":
+        resolve(recipes, first, one)  # there is such a recipe
     apart = one.var_names.symmetric_difference(other.var_names)
     if len(apart):
         raise FeatureError(

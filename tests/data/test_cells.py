@@ -65,6 +65,15 @@ def test_a_condition_that_contradicts_itself_is_an_error(mdata):
         assert set(cells.condition_labels(mdata, "rna", ["dose"])) == {"low"}
 
 
+def test_what_a_modality_does_not_know_contradicts_nothing(mdata):
+    mdata["rna"].obs["dose"] = ["low", None, "low", "low"]
+    mdata.obs["dose"] = "low"
+    cells.check_agreement(mdata, "rna", "dose")
+    mdata.obs["dose"] = "high"
+    with pytest.raises(ConditionError, match="two values for 3 cells"):
+        cells.check_agreement(mdata, "rna", "dose")
+
+
 def test_empty_and_duplicated(mdata):
     empty = MuData({"rna": modality("ab")[:0].copy(), "atac": modality("ab")})
     with pytest.raises(ModalityError, match="'rna'\\] is empty"):
@@ -72,7 +81,7 @@ def test_empty_and_duplicated(mdata):
     mdata.mod["rna"].obs_names = ["a"] * mdata["rna"].n_obs
     with pytest.raises(InputError, match="duplicated barcodes, the first 'a'"):
         cells.check_modality(mdata, "rna")
-    with pytest.raises(ModalityError, match="needs modality 'peaks', which the MuData lacks"):
+    with pytest.raises(ModalityError, match="The MuData has no modality 'peaks': rna, atac"):
         cells.check_modality(mdata, "peaks")
 
 
@@ -121,6 +130,59 @@ def test_conditions_join_columns_and_read_floats_as_whole_numbers(mdata):
     assert cells.condition_labels(mdata, "rna", ["time", "donor"]).tolist() == ["0|x", "1|y", "3|x", "3|y"]
     mdata["atac"].obs["time"] = mdata["atac"].obs["time"].astype(float)
     assert cells.condition_labels(mdata, "atac", ["time"]).tolist() == ["3", "3", "0", "1"]
+
+
+LABELS = [
+    (["a", None], ["a", None]),
+    ([1, 2], ["1", "2"]),
+    (np.array([1, 2], np.int8), ["1", "2"]),
+    ([True, False], ["True", "False"]),
+    ([0.1, 3.0, np.nan], ["0.1", "3", None]),
+    (np.array([0.1, 3.0, np.nan], np.float32), ["0.1", "3", None]),
+    (pd.array([0.1, None], dtype="Float32"), ["0.1", None]),
+    (pd.array([1, None], dtype="Int64"), ["1", None]),
+    (np.array([1, 2.0, "x", None], object), ["1", "2", "x", None]),
+    (pd.to_datetime(["2020-01-01", None]), ["2020-01-01 00:00:00", None]),
+]
+
+
+@pytest.mark.parametrize("categorical", [False, True])
+@pytest.mark.parametrize(("values", "labels"), LABELS)
+def test_labels_have_the_digits_of_the_column(values, labels, categorical):
+    column = pd.Series(pd.Categorical(values) if categorical else values)
+    assert cells.column_labels(column).tolist() == labels
+
+
+def test_float32_conditions_have_the_same_labels_in_every_way(mdata):
+    dose = np.array([0.1, 0.3, 0.1, 0.3])
+    mdata["rna"].obs["dose"], mdata["atac"].obs["dose"] = dose.astype(np.float32), dose
+    assert cells.condition_labels(mdata, "rna", ["dose"]).tolist() == ["0.1", "0.3", "0.1", "0.3"]
+    masks = {name: np.ones(4, bool) for name in mdata.mod}
+    codes = cells.attribute_codes(mdata, ["rna", "atac"], "dose", masks)
+    assert [own.tolist() for own in codes] == [[0, 1, 0, 1]] * 2
+
+
+@pytest.mark.parametrize(
+    ("values", "known", "label"),
+    [
+        (["3.0"], ["0", "3"], "3"),
+        (["3.0"], ["3", "3.0"], "3.0"),
+        (["true"], ["False", "True"], "True"),
+        ([True], ["False", "True"], "True"),
+        ([np.float32(0.1)], ["0.1"], "0.1"),
+        ([float(np.float32(0.1))], ["0.1"], "0.1"),
+        ([0.1], ["0.10000000149011612"], None),
+        ([16777217], ["16777216"], None),
+        (["1e300"], ["1"], None),
+        (["nan"], ["0"], None),
+        (["3.0", "a|b"], [r"3|a\|b"], r"3|a\|b"),
+        ([3, "b"], ["3|a"], None),
+    ],
+)
+def test_known_labels(values, known, label):
+    assert cells.known_label(values, known) == label
+    if label is not None:
+        assert cells.join_labels(cells.split_labels(label, len(values))) == label
 
 
 def test_missing_and_unknown_conditions(mdata):
