@@ -32,7 +32,7 @@ def session(verbose: bool = True) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
             # A translated modality has the target's feature names on purpose; mudata warns about shared names.
-            warnings.filterwarnings("ignore", message=".*var_names.*", category=UserWarning)
+            warnings.filterwarnings("ignore", message=".*var_names", category=UserWarning, module="mudata")
             warnings.filterwarnings("ignore", category=VerdictWarning)  # printed with the result
             warnings.showwarning = lambda message, *_: say(f"warning: {message}")
             yield

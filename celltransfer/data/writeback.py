@@ -81,7 +81,7 @@ def no_pull() -> Iterator[None]:
 
     options = mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()
     with options, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*var_names.*", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*var_names", category=UserWarning, module="mudata")
         warnings.filterwarnings("ignore", category=FutureWarning, module="mudata")
         yield
 
@@ -152,5 +152,24 @@ def _move(part: Path, target: Path) -> None:
 
 def write_h5mu(mdata: MuData, path: str | Path) -> None:
     """Write `mdata` to `path`, atomically."""
-    with atomic_path(path) as part, no_pull():
+    with _storing(path) as part, no_pull():
         mdata.write_h5mu(part)
+
+
+def write_h5ad(adata: AnnData, path: str | Path) -> None:
+    """Write `adata` to `path`, atomically."""
+    with _storing(path) as part:
+        adata.write_h5ad(part)
+
+
+@contextmanager
+def _storing(path: str | Path) -> Iterator[Path]:
+    """`atomic_path`; what HDF5 cannot hold is an error that names the file, too. anndata has plain Exceptions."""
+    try:
+        with atomic_path(path) as part:
+            yield part
+    except (WriteError, MemoryError):
+        raise
+    except Exception as error:
+        words = " ".join([str(error), *getattr(error, "__notes__", [])])
+        raise WriteError(f"Cannot write {path}: {words}. Nothing was written.") from error

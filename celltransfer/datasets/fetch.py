@@ -79,16 +79,13 @@ def export(entry: Entry, path: Path) -> MuData | AnnData:
     ConfigError
         The name of the file has another ending; nothing is downloaded.
     """
-    from celltransfer.data.writeback import atomic_path, write_h5mu
+    from celltransfer.data.writeback import write_h5ad, write_h5mu
 
-    if path.suffix != entry.suffix:
+    if path.suffix.lower() != entry.suffix:
         raise ConfigError(f"{entry.name!r} ({entry.kind}) is written as {entry.suffix} file, not {path.name!r}.")
     data = load(entry)
-    if entry.kind == "cells":
-        write_h5mu(data, path)
-    else:
-        with atomic_path(path) as part:
-            data.write_h5ad(part)
+    write = write_h5mu if entry.kind == "cells" else write_h5ad
+    write(data, path)
     return data
 
 

@@ -118,6 +118,23 @@ def test_other_errors_pass_through_and_clean_up(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("bad", [object(), {1, 2}, 1 + 1j])
+def test_what_hdf5_cannot_hold_is_said_with_the_file_and_nothing_is_written(mdata, tmp_path, bad):
+    for write, data, name in (
+        (writeback.write_h5mu, mdata, "x.h5mu"),
+        (writeback.write_h5ad, mdata["rna"], "x.h5ad"),
+    ):
+        data.obs["mixed"] = pd.Series([bad, "a", 1], index=data.obs_names[:3]).reindex(data.obs_names).to_numpy()
+        with pytest.raises(WriteError, match=rf"Cannot write .*{name}: .*mixed.*Nothing was written"):
+            write(data, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_translation_hides_no_warning_of_names_that_are_not_unique(mdata):
+    with pytest.warns(UserWarning, match="Variable names are not unique"), writeback.no_pull():
+        AnnData(np.ones((1, 2), np.float32), var=pd.DataFrame(index=["a", "a"]))
+
+
 def test_a_parent_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
 
