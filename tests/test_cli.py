@@ -274,6 +274,7 @@ def test_an_existing_model_is_replaced_only_on_demand(data, saved, monkeypatch):
         (["--conditions", "nowhere"], "no column 'nowhere'"),
         (["--recipe", "rna=proteome"], "no recipe 'proteome'"),
         (["--recipe", "protein=protein"], "does not have"),
+        (["--recipe", "bogus"], "no recipe 'bogus'"),
         (["-O", "nonsense=1"], "no option 'nonsense'"),
     ],
 )

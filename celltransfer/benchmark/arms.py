@@ -66,7 +66,7 @@ class Arm:
 
     def load(self) -> MuData:
         """The co-assayed cells."""
-        if not self.data.endswith(".h5mu"):
+        if not self.data.lower().endswith(".h5mu"):
             from celltransfer import datasets
 
             return datasets.load(self.data)
@@ -133,7 +133,7 @@ def own_arm(
     from celltransfer.data.cells import choose_modalities, obs_column
     from celltransfer.errors import InputError
 
-    if path.suffix != ".h5mu":
+    if path.suffix.lower() != ".h5mu":
         raise InputError(f"{path.name!r} is no MuData file (.h5mu).")
     try:
         mdata = mudata.read_h5mu(path, backed="r")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,26 +9,31 @@ import typer
 from celltransfer.cli.files import (
     AnnDataOutput,
     CellsInput,
+    MissingFeatures,
     MuDataInput,
     MuDataOutput,
     check_output,
+    is_anndata,
     names,
     read_anndata,
     read_cells,
     read_mudata,
-    write_h5ad,
+    split_names,
 )
-from celltransfer.cli.models import Counts, KeyAdded, Model, Strict, Verbose  # noqa: TC001 - typer reads annotations
+from celltransfer.cli.models import (  # noqa: TC001 - typer reads annotations
+    Backward,
+    Counts,
+    KeyAdded,
+    Model,
+    Strict,
+    Verbose,
+)
 from celltransfer.cli.session import conclude, session
-from celltransfer.errors import ModalityError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from anndata import AnnData
-
-    from celltransfer.model import TransferModel
 
 
 def conditions(
@@ -41,16 +45,14 @@ def conditions(
     modality: Annotated[str | None, typer.Option(help="Modality to take, of a MuData.")] = None,
 ) -> None:
     """Make two modalities of the cells of one under two conditions, to be fitted with --anchors 0."""
-    if (data.suffix == ".h5ad") != (modality is None):
+    if is_anndata(data) != (modality is None):
         raise typer.BadParameter("a MuData needs it, and an AnnData (.h5ad) has none.", param_hint="--modality")
     with session():
         from celltransfer import pp
         from celltransfer.data.writeback import write_h5mu
 
-        check_output(out)
-        adata = _cells_of(data, modality, key)
-        known = _labels(adata, key)
-        mdata = pp.conditions(adata, key, _level([source], known), _level([target], known))
+        check_output(out, keep=data)
+        mdata = pp.conditions(_cells_of(data, modality, key), key, source, target)
         write_h5mu(mdata, out)
         print(f"{out}: {', '.join(f'{name} {part.n_obs} x {part.n_vars}' for name, part in mdata.mod.items())}")
 
@@ -63,17 +65,21 @@ def interpolate(
     features: Annotated[
         str | None, typer.Option(help="Target features to write: a file with one a line, or comma separated.")
     ] = None,
+    backward: Backward = False,
+    on_missing: MissingFeatures = None,
     strict: Strict = False,
     verbose: Verbose = False,
 ) -> None:
     """Write source cells on their way to the target, for methods that have a path (dont)."""
     with session(verbose):
+        from celltransfer.data.writeback import write_h5ad
         from celltransfer.files import load
 
-        check_output(out)
+        check_output(out, keep=data)
         chosen = None if features is None else names(features)
         model = load(model_dir)
-        path = model.interpolate(read_cells(data), steps, features=chosen)
+        model = model.backward if backward else model
+        path = model.interpolate(read_cells(data), steps, features=chosen, on_missing=on_missing)  # type: ignore[arg-type]
         write_h5ad(path, out)
         n_cells = path.n_obs // (steps + 1)
         print(f"{out}: {n_cells} cells at {steps + 1} times x {path.n_vars}, verdict {model.verdict_.level}")
@@ -88,6 +94,7 @@ def counterfactual(
     modality: Annotated[str | None, typer.Option(help="Modality to move; the model's source if not given.")] = None,
     key_added: KeyAdded = None,
     counts: Counts = True,
+    on_missing: MissingFeatures = None,
     strict: Strict = False,
     verbose: Verbose = False,
 ) -> None:
@@ -99,7 +106,14 @@ def counterfactual(
         check_output(out)
         model, mdata = load(model_dir), read_mudata(data)
         before = dict(mdata.mod)
-        model.counterfactual(mdata, condition=_to(model, to), modality=modality, key_added=key_added, counts=counts)
+        model.counterfactual(
+            mdata,
+            condition=split_names(to) if len(model.conditions) > 1 and to not in model.levels and "," in to else to,
+            modality=modality,
+            key_added=key_added,
+            counts=counts,
+            on_missing=on_missing,  # type: ignore[arg-type]
+        )
         write_h5mu(mdata, out)
         key, made = next((name, part) for name, part in mdata.mod.items() if part is not before.get(name))
         print(f"{out}: {key} {made.n_obs} x {made.n_vars}, verdict {model.verdict_.level}")
@@ -113,38 +127,7 @@ def _cells_of(path: Path, modality: str | None, key: str) -> AnnData:
     if modality is None:
         return read_anndata(path)
     mdata = read_mudata(path)
-    if modality not in mdata.mod:
-        raise ModalityError(f"{path} has no modality {modality!r}: {', '.join(mdata.mod)}.")
     adata = cells.check_modality(mdata, modality)
+    cells.check_agreement(mdata, modality, key)
     adata.obs[key] = cells.obs_column(mdata, modality, key)
     return adata
-
-
-def _labels(adata: AnnData, key: str) -> set[str]:
-    """Levels of a column as text; none where there is no such column."""
-    from celltransfer.data.cells import condition_label
-
-    return set(map(condition_label, adata.obs[key].dropna().unique())) if key in adata.obs else set()
-
-
-def _to(model: TransferModel, text: str) -> str:
-    """The level of the model's conditions that a text means; several columns have their values between commas."""
-    several = len(model.conditions) > 1 and text not in model.levels
-    return _level(text.split(",") if several else [text], model.levels)
-
-
-def _level(parts: Sequence[str], known: Sequence[str] | set[str]) -> str:
-    """The known level with these values, each as written or as the number it is: 3 is 3.0; else what was asked for."""
-    if len(parts) > 1:
-        parts = [part.replace("|", r"\|") for part in parts]
-    levels = ["|".join(forms) for forms in product(*map(_forms, parts))]
-    return next((level for level in levels if level in known), levels[0])
-
-
-def _forms(text: str) -> tuple[str, ...]:
-    from celltransfer.data.cells import condition_label
-
-    try:
-        return text, condition_label(float(text))
-    except ValueError:
-        return (text,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from contextlib import contextmanager
+from enum import StrEnum
 from os.path import isfile
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -21,14 +22,21 @@ if TYPE_CHECKING:
     from mudata import MuData
 
 
+class OnMissing(StrEnum):
+    """What to do about features that the file lacks."""
+
+    error = "error"
+    zero = "zero"
+
+
 def _h5mu(path: Path) -> Path:
-    if path.suffix != ".h5mu":
+    if path.suffix.lower() != ".h5mu":
         raise typer.BadParameter(f"The output is a MuData file, .h5mu; got {path.name!r}.")
     return path
 
 
 def _h5ad(path: Path) -> Path:
-    if path.suffix != ".h5ad":
+    if not is_anndata(path):
         raise typer.BadParameter(f"The output is an AnnData file, .h5ad; got {path.name!r}.")
     return path
 
@@ -39,15 +47,27 @@ CellsInput = Annotated[
 ]
 MuDataOutput = Annotated[Path, typer.Option("--out", help="MuData file to write (.h5mu).", callback=_h5mu)]
 AnnDataOutput = Annotated[Path, typer.Option("--out", help="AnnData file to write (.h5ad).", callback=_h5ad)]
+MissingFeatures = Annotated[
+    OnMissing | None, typer.Option("--on-missing", help="What to do about features the file lacks.")
+]
+
+
+def is_anndata(path: Path) -> bool:
+    """Whether a file is named as an AnnData."""
+    return path.suffix.lower() == ".h5ad"
 
 
 def read_mudata(path: Path) -> MuData:
     """The MuData of a file."""
+    import h5py  # type: ignore[import-untyped]
     import mudata
 
-    if path.suffix == ".h5ad":
+    if is_anndata(path):
         raise InputError(f"{path} holds an AnnData; put its modality into a MuData file (.h5mu).")
     with _reading(path, "a MuData"):
+        with h5py.File(path) as file:
+            if "mod" not in file:
+                raise InputError("it has no modalities. The name of a file that holds an AnnData ends in .h5ad.")
         return mudata.read_h5mu(path)
 
 
@@ -61,7 +81,7 @@ def read_anndata(path: Path) -> AnnData:
 
 def read_cells(path: Path) -> MuData | AnnData:
     """The AnnData or MuData of a file, by the ending of its name."""
-    return read_anndata(path) if path.suffix == ".h5ad" else read_mudata(path)
+    return read_anndata(path) if is_anndata(path) else read_mudata(path)
 
 
 @contextmanager
@@ -92,10 +112,21 @@ def table_or_name(text: str | None) -> pd.DataFrame | str | None:
 
 def names(text: str) -> list[str]:
     """Names in a file, one a line, or with commas between."""
+    if not is_file(text):
+        return split_names(text)
     try:
-        items = Path(text).read_text(encoding="utf-8").splitlines() if is_file(text) else text.split(",")
+        lines = Path(text).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"The names in {text} cannot be read: {error}") from error
+    return _stripped(lines, text)
+
+
+def split_names(text: str) -> list[str]:
+    """Names with commas between."""
+    return _stripped(text.split(","), text)
+
+
+def _stripped(items: list[str], text: str) -> list[str]:
     found = [item.strip() for item in items if item.strip()]
     if not found:
         raise InputError(f"There is no name in {text!r}.")
@@ -105,15 +136,17 @@ def names(text: str) -> list[str]:
 def is_file(text: str) -> bool:
     """Whether a text means a file rather than names: one that is there, or one with the ending of a table."""
     # os.path.isfile, unlike Path.is_file, also answers for lists longer than a path may be.
-    return text.endswith((".csv", ".tsv", ".txt")) or isfile(text)
+    return text.lower().endswith((".csv", ".tsv", ".txt")) or isfile(text)
 
 
-def check_output(path: Path | None) -> None:
-    """Refuse before the work what writing a file would refuse after it."""
+def check_output(path: Path | None, keep: Path | None = None) -> None:
+    """Refuse before the work what writing a file would refuse after it, or that it would replace the file to keep."""
     if path is None:
         return
     if path.is_dir():
         raise WriteError(f"Cannot write {path}: it is a folder.")
+    if keep is not None and path.expanduser().exists() and path.expanduser().samefile(keep):
+        raise WriteError(f"Cannot write {path}: the cells are read from it, and would be lost.")
     folder = path.expanduser().parent
     try:
         with TemporaryFile(dir=folder if folder.exists() else folder.parent):
@@ -128,11 +161,3 @@ def write_text(text: str, path: Path) -> None:
 
     with atomic_path(path) as part:
         part.write_text(text, encoding="utf-8")
-
-
-def write_h5ad(adata: AnnData, path: Path) -> None:
-    """Write `adata` to `path`, atomically."""
-    from celltransfer.data.writeback import atomic_path
-
-    with atomic_path(path) as part:
-        adata.write_h5ad(part)

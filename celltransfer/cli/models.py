@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from celltransfer.cli.files import (
+    MissingFeatures,
     MuDataInput,
     MuDataOutput,
     check_output,
     read_mudata,
+    split_names,
     table,
     table_or_name,
     write_text,
@@ -32,13 +33,6 @@ if TYPE_CHECKING:
     from celltransfer.reporting import Report
 
 
-class OnMissing(StrEnum):
-    """What to do about source features that the file lacks."""
-
-    error = "error"
-    zero = "zero"
-
-
 def _named_values(items: list[str] | None) -> list[str] | None:
     for item in items or []:
         if not item.partition("=")[1]:
@@ -48,11 +42,16 @@ def _named_values(items: list[str] | None) -> list[str] | None:
 
 def _recipes(items: list[str] | None) -> list[str] | None:
     """One name alone is the recipe of both modalities."""
-    return items if items is not None and len(items) == 1 and "=" not in items[0] else _named_values(items)
+    alone = items is not None and len(items) == 1 and "=" not in items[0]
+    for item in items or []:
+        modality, _, name = item.partition("=")
+        if not (item.strip() if alone else modality.strip() and name.strip()):
+            raise typer.BadParameter(f"one NAME alone, or MODALITY=NAME for each; got {item!r}.")
+    return items
 
 
 def _report_file(path: Path | None) -> Path | None:
-    if path is not None and path.suffix not in {".md", ".json", ".html"}:
+    if path is not None and path.suffix.lower() not in {".md", ".json", ".html"}:
         raise typer.BadParameter(f"the report is written as .md, .json or .html, not {path.name!r}.")
     return path
 
@@ -69,6 +68,9 @@ Options = Annotated[
     typer.Option("--option", "-O", help="Option of the method, NAME=VALUE; may be repeated.", callback=_named_values),
 ]
 Model = Annotated[Path, typer.Option("--model", help="Folder of a saved model.")]
+Backward = Annotated[
+    bool, typer.Option("--backward", help="From target cells to the source, where the method has a way back.")
+]
 KeyAdded = Annotated[str | None, typer.Option(help="Name of the new modality.")]
 Counts = Annotated[bool, typer.Option(help="Write expected counts, where the recipe knows them.")]
 ReportFile = Annotated[
@@ -196,17 +198,13 @@ def translate(
     model_dir: Model,
     out: MuDataOutput,
     key_added: KeyAdded = None,
-    backward: Annotated[
-        bool, typer.Option(help="Translate target cells to the source, where the method has an inverse.")
-    ] = False,
+    backward: Backward = False,
     counts: Counts = True,
     std: Annotated[bool, typer.Option(help="Write standard deviations, where the method knows them.")] = True,
     reject: Annotated[
         float | None, typer.Option(help="Mark cells whose confidence is below this.", min=0, max=1)
     ] = None,
-    on_missing: Annotated[
-        OnMissing | None, typer.Option(help="What to do about source features the file lacks.")
-    ] = None,
+    on_missing: MissingFeatures = None,
     strict: Strict = False,
     verbose: Verbose = False,
 ) -> None:
@@ -218,7 +216,7 @@ def translate(
         check_output(out)
         model, mdata = load(model_dir), read_mudata(data)
         model = model.backward if backward else model
-        how = {"counts": counts, "std": std, "reject": reject, "on_missing": on_missing.value if on_missing else None}
+        how = {"counts": counts, "std": std, "reject": reject, "on_missing": on_missing}
         model.translate(mdata, key_added=key_added, **how)  # type: ignore[arg-type]
         write_h5mu(mdata, out)
         key = key_added or f"{model.target}_from_{model.source}"
@@ -262,7 +260,7 @@ def evaluate(
             model,
             read_mudata(data),
             labels=labels,
-            groups=groups.split(",") if groups else None,
+            groups=split_names(groups) if groups else None,
             pairs=None if pairs is None else table(pairs),
             curve=curve,
             max_seconds=max_seconds,
@@ -303,7 +301,7 @@ def _fit(
         anchors=anchors,
         method=method,
         prior=prior,
-        conditions=conditions.split(",") if conditions else None,
+        conditions=split_names(conditions) if conditions else None,
         links=links,
         recipes=recipes,
         train=train,
@@ -379,7 +377,7 @@ def _draw(model: TransferModel, mdata: MuData, path: Path, seed: int) -> None:
 
 def _write_report(result: Report, path: Path | None, json_file: Path | None, *more: Path) -> None:
     forms: dict[str, Callable[[], str]] = {".json": result.to_json, ".html": result.to_html}
-    files = [(file, forms.get(file.suffix, result.to_markdown)) for file in (path, *more) if file is not None]
+    files = [(file, forms.get(file.suffix.lower(), result.to_markdown)) for file in (path, *more) if file is not None]
     if json_file is not None:
         files.append((json_file, result.to_json))
     for file, form in files:
