@@ -267,7 +267,7 @@ def _rows(mdata: Any, source: str, target: str, anchors: AnchorsLike, seed: int)
 
 
 def _features(mdata: Any, source: str, recipe: str | Recipe) -> Matrix:
-    adata = cells.check_modality(mdata, source)
+    adata = cells.check_cells(mdata.mod[source], f"mdata[{source!r}]")
     return pp.resolve(recipe, source, adata).fit(adata).transform(adata)
 
 
