@@ -278,7 +278,7 @@ class TransferModel:
         ConditionError
             The model was fitted with conditions and the cells lack them or have unknown ones.
         InputError
-            `data` cannot take a new modality (view, backed), two cells have one barcode, or memory does not suffice.
+            `data` cannot take a new modality (view, backed), or the result would not fit into memory.
         """
         from anndata import AnnData
 
@@ -300,9 +300,7 @@ class TransferModel:
             )
         self._check_reject(reject)
         if isinstance(data, AnnData):
-            return self.translate_cells(
-                cells.check_cells(data), None, features, counts, on_missing, batch_size, std, reject
-            )
+            return self.translate_cells(data, None, features, counts, on_missing, batch_size, std, reject)
         adata = cells.check_modality(data, self.source)
         key = f"{self.target}_from_{self.source}" if key_added is None else key_added
         writeback.check_writable(data, key, copy=copy)

@@ -129,11 +129,19 @@ def test_two_cells_of_one_name_are_refused(rna, model):
         twice = concat([rna[:4], rna[:4]])
     for call in (
         lambda: model.interpolate(twice, 2),
-        lambda: model.translate(twice),
         lambda: ct.pp.conditions(twice, "condition", "control", "treated"),
     ):
         with pytest.raises(InputError, match=f"The AnnData has 4 duplicated barcodes, the first {rna.obs_names[0]!r}"):
             call()
+
+
+def test_rows_of_one_name_are_translated_one_by_one(rna, model):
+    with pytest.warns(UserWarning, match="not unique"):
+        twice = concat([rna[:4], rna[:4]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = model.translate(twice)
+    np.testing.assert_array_equal(found.X[:4], found.X[4:])
 
 
 def test_missing_features_are_refused_or_zero(rna, model):
