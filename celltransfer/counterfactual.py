@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from celltransfer.pp.slots import OnMissing
 
 
+NOT_JUDGED = (
+    "What was judged is the translation between the modalities. No cell is seen under two conditions, so nothing tells "
+    "whether a counterfactual is right."
+)
+
+
 def counterfactual(
     self: TransferModel,
     mdata: MuData,
@@ -66,9 +72,9 @@ def counterfactual(
             In the recipe's feature space.
         ``obs`` : pandas.DataFrame
             The cells', with the condition they were moved to, of the column's own type where it can be, and in
-            ``{column}_from`` the one they are under.
+            ``{column}_from``, in place of a column of that name, the one they are under.
         ``uns["celltransfer"]`` : dict
-            Provenance, with ``counterfactual``: the condition.
+            Provenance, with ``counterfactual``: the condition. Its verdict is ambiguous, whatever the model's.
 
     Raises
     ------
@@ -95,7 +101,8 @@ def counterfactual(
     if counts and (expected := recipe.to_counts(new.X)) is not None:
         new.layers["counts"] = expected
     new.obsm["X_translated"] = points
-    new.uns["celltransfer"] = self.provenance() | {"counterfactual": self.levels[to], "modality": name}
+    judged = {"verdict": "ambiguous", "reasons": NOT_JUDGED, "evidence": {}}
+    new.uns["celltransfer"] = self.provenance() | judged | {"counterfactual": self.levels[to], "modality": name}
     out = writeback.copy_of(mdata) if copy else mdata
     writeback.add_modality(out, key, new)
     return out if copy else None

@@ -54,7 +54,7 @@ def interpolate(
         ``X`` : numpy.ndarray (cells, features), float32
             On the target's normalised scale.
         ``obs["transport_time"]`` : pandas.Series (float)
-            0 to 1; with the columns of the source cells.
+            0 to 1; with the columns of the source cells, of which those named like these two are replaced.
         ``obs["source_cell"]`` : pandas.Series (str)
             Barcode of the source cell.
         ``obsm["X_translated"]`` : numpy.ndarray (cells, d), float32
@@ -76,7 +76,7 @@ def interpolate(
         raise ConfigError(f"steps={steps!r}; expected a whole number of at least 1.")
     mdata = None if isinstance(data, AnnData) else data
     adata = cells.check_cells(data) if mdata is None else cells.check_modality(mdata, self.source)
-    columns, times = self.columns(features), np.linspace(0, 1, steps + 1)
+    columns, times = self.columns(features), np.arange(steps + 1) / steps
     writeback.check_memory(adata.n_obs * len(times), len(columns), 1)
     x, _ = self.inputs(adata, mdata, on_missing=on_missing)
     points = self.translator.path(x, times.tolist())

@@ -180,6 +180,16 @@ def test_the_condition_keeps_its_type(dtype, to, absent):
             assert made["dose"].dtype == one["rna"].obs["dose"].dtype
 
 
+def test_no_counterfactual_is_called_identified(model, monkeypatch):
+    monkeypatch.setattr(model.translator.result_.verdict, "level", "identified")
+    mdata = cells()
+    model.counterfactual(mdata, condition=3)
+    told = mdata["rna_at_3"].uns["celltransfer"]
+    assert told["verdict"] == "ambiguous"
+    assert "No cell is seen under two conditions" in told["reasons"]
+    assert told["evidence"] == {}
+
+
 def test_missing_features(model):
     """Refused, or zero."""
     mdata = cells()
@@ -196,6 +206,8 @@ def test_missing_features(model):
     x[:, :2] = 0
     zero["rna"].X = x
     model.add_latents(zero)
+    model.counterfactual(zero, condition=3)
+    np.testing.assert_allclose(mdata["rna_at_3"].X, zero["rna_at_3"].X, atol=1e-5)
     np.testing.assert_allclose(mdata["rna"].obsm["X_style"], zero["rna"].obsm["X_style"], atol=1e-5)
 
 

@@ -222,6 +222,11 @@ def test_methods_without_a_path_say_which_has_one(cells):
         model.interpolate(cells)
 
 
+def test_times_are_what_they_are_written_as(cells, model):
+    times = model.interpolate(cells["control"][:2], 5).obs["transport_time"]
+    assert sorted(set(times)) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+
+
 def test_the_way_back_is_the_way_from_its_other_end(cells, model):
     treated = cells["treated"][:7]
     back = model.backward.interpolate(treated, 2)

@@ -28,7 +28,7 @@ from celltransfer.cli.models import (  # noqa: TC001 - typer reads annotations
     Strict,
     Verbose,
 )
-from celltransfer.cli.session import conclude, session
+from celltransfer.cli.session import conclude, say, session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,7 +95,6 @@ def counterfactual(
     key_added: KeyAdded = None,
     counts: Counts = True,
     on_missing: MissingFeatures = None,
-    strict: Strict = False,
     verbose: Verbose = False,
 ) -> None:
     """Write cells as they would be under another condition, for methods that tell (sparse_mixing)."""
@@ -116,8 +115,8 @@ def counterfactual(
         )
         write_h5mu(mdata, out)
         key, made = next((name, part) for name, part in mdata.mod.items() if part is not before.get(name))
-        print(f"{out}: {key} {made.n_obs} x {made.n_vars}, verdict {model.verdict_.level}")
-        conclude(model, strict)
+        print(f"{out}: {key} {made.n_obs} x {made.n_vars}, verdict {made.uns['celltransfer']['verdict']}")
+        say(" ".join(["warning:", made.uns["celltransfer"]["reasons"], *model.result_.notes]))
 
 
 def _cells_of(path: Path, modality: str | None, key: str) -> AnnData:

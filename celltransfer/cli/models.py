@@ -79,7 +79,7 @@ ReportFile = Annotated[
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the report to FILE, as JSON.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 unless the verdict is 'identified'.")]
-MaxSeconds = Annotated[float | None, typer.Option(help="Stop training after this many seconds.", min=0)]
+MaxSeconds = Annotated[float | None, typer.Option(help="Time for the fit, its verdict included, in seconds.", min=0)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what is decided along the way.")]
 
 

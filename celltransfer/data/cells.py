@@ -240,13 +240,23 @@ def column_labels(column: pd.Series) -> pd.Series:
 
 
 def join_labels(labels: Sequence[str]) -> str:
-    r"""The label of the values of one or more columns together, joined by ``|`` (``\|`` inside a value)."""
-    return "|".join(label.replace("|", r"\|") for label in labels) if len(labels) > 1 else labels[0]
+    r"""The label of the values of one or more columns together, joined by ``|`` (``\|`` inside a value, and ``\\``)."""
+    if len(labels) == 1:
+        return labels[0]
+    return "|".join(label.replace("\\", r"\\").replace("|", r"\|") for label in labels)
 
 
 def split_labels(label: str, n_columns: int) -> list[str]:
     """Inverse of `join_labels`."""
-    return [part.replace(r"\|", "|") for part in re.split(r"(?<!\\)\|", label)] if n_columns > 1 else [label]
+    if n_columns == 1:
+        return [label]
+    parts, characters = [""], iter(label)
+    for character in characters:
+        if character == "|":
+            parts.append("")
+        else:
+            parts[-1] += next(characters, "") if character == "\\" else character
+    return parts
 
 
 def known_label(values: Sequence[object], known: Container[str]) -> str | None:
@@ -257,10 +267,14 @@ def known_label(values: Sequence[object], known: Container[str]) -> str | None:
 def _forms(value: object) -> list[str]:
     """The labels that a value may have, its own first."""
     forms = [condition_label(value)]
-    try:
-        number = float(forms[0])
-    except ValueError:
-        return [*forms, forms[0].strip().capitalize()] if forms[0].strip().lower() in ("true", "false") else forms
+    text = forms[0].strip()
+    if text.lower() in ("true", "false"):
+        return [*forms, text.capitalize()]
+    if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text):
+        return forms
+    if re.fullmatch(r"[+-]?\d+", text):  # a float has no room for long ones
+        return [*forms, condition_label(int(text))]
+    number = float(text)
     with np.errstate(over="ignore"):
         single = np.float32(number)
     # Python's float of a float32 has more digits than the float32 itself.

@@ -265,6 +265,9 @@ class Recipe:
         (``axis="cell"``; a cell's own depth cannot be told from its CLR), or exact (``axis="feature"``). ``None``
         for methylation and 'none', which have no counts. Binarised ATAC gives expected numbers of open peaks.
 
+        What is decoded is a mean of logarithms, and its exponential lies below the mean of counts (Jensen): a
+        translated cell's counts may sum to half of a measured one's. Compare genes between translated cells, or scale.
+
         Parameters
         ----------
         normalized

@@ -195,3 +195,13 @@ def test_missing_and_unknown_conditions(mdata):
 
 def test_global_columns_reach_modalities(mdata):
     assert cells.obs_column(mdata, "atac", "train").tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], ["a\\", "b"], ["a|b", "|", "\\|"], ["", "x"], ["one|"]])
+def test_joined_labels_come_apart_again(labels):
+    assert cells.split_labels(cells.join_labels(labels), len(labels)) == labels
+
+
+@pytest.mark.parametrize(("text", "known"), [("0_3", "3"), ("9007199254740993", "9007199254740992"), ("nan", "inf")])
+def test_text_that_is_no_such_number(text, known):
+    assert cells.known_label([text], [known]) is None
