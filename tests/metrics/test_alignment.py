@@ -244,4 +244,4 @@ def test_flows_see_moons():
     assert verdict.level == "cannot be told"
     verdict = alignment(moons(300, 1) @ np.diag([1.0, -1.0]), b, family="realnvp", n_splits=3)
     assert verdict.level == "not aligned"
-    assert verdict.evidence["distance_share"] > 0.1
+    assert verdict.evidence["distance_share"] > 0.03
