@@ -77,7 +77,7 @@ def interpolate(
     mdata = None if isinstance(data, AnnData) else data
     adata = cells.check_cells(data) if mdata is None else cells.check_modality(mdata, self.source)
     columns, times = self.columns(features), np.arange(steps + 1) / steps
-    writeback.check_memory(adata.n_obs * len(times), len(columns), 1)
+    writeback.check_memory(adata.n_obs * len(times), len(columns) + self.translator.n_features_out_, 1)
     x, _ = self.inputs(adata, mdata, on_missing=on_missing)
     points = self.translator.path(x, times.tolist())
     target = self.recipes[self.target]

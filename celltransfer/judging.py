@@ -154,7 +154,7 @@ def _judge(
         return _without_partners(found.evidence)
     model.confidence_ = Confidence(found.translated, found.doubt)
     verdict = diagnostics.verdict_of(found)
-    if result.status is Status.MAX_TIME and getattr(translator, "scheduled", False):
+    if result.status is Status.MAX_TIME and translator.scheduled:
         verdict.reasons.append(
             f"The fit was stopped by time after {result.n_steps} steps, in the middle of a schedule; the fits it was "
             "judged by went through a whole one of no more steps, and may be better or worse than it."

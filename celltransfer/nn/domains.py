@@ -228,10 +228,10 @@ class Latents(nn.Module):
         In closed form for content and where F_u is affine; else by the draw `z` from q, which is unbiased. Shapes
         (batch, d), and (batch,) of `u`.
         """
-        content = _gaussian_divergence((mean - self.centre) / self.spread, log_sd - self.spread.log())
+        content = gaussian_divergence((mean - self.centre) / self.spread, log_sd - self.spread.log())
         if self.flow.affine:
             e, log_scale = self.flow(mean, u)
-            style = _gaussian_divergence(e, log_sd + log_scale)
+            style = gaussian_divergence(e, log_sd + log_scale)
         else:
             log_q = -0.5 * (((z - mean) * (-log_sd).exp()).square() + LOG_2PI) - log_sd
             style = log_q - self.flow.log_prob(z, u)
@@ -264,6 +264,6 @@ def information(z: Tensor, u: Tensor) -> Tensor:
     return 0.5 * (known.var(0).clamp_min(FLOOR).log() - (counts[:, None] * inside).sum(0) / counts.sum())
 
 
-def _gaussian_divergence(mean: Tensor, log_sd: Tensor) -> Tensor:
+def gaussian_divergence(mean: Tensor, log_sd: Tensor) -> Tensor:
     """KL divergence of N(mean, sd^2) from N(0, 1), by coordinate."""
     return 0.5 * (mean.square() + (2 * log_sd).exp() - 1) - log_sd

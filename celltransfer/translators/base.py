@@ -242,6 +242,11 @@ class Translator(ABC):
         """The constructor's arguments, as JSON-writable values."""
         return {name: _writable(getattr(self, name)) for name in options(type(self))}
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether steps depend on how many there are to be, so that a fit is not resumed with another number."""
+        return False
+
     def refit_config(self) -> dict[str, Any]:
         """Configuration of fits to some of the cells or anchors, which may lack what only this fit was told."""
         return self.get_config()

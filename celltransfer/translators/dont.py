@@ -107,6 +107,7 @@ class Dont(TrainedTranslator):
     uses_links = True
     uses_attribute = True
     matches_distributions = True
+    scheduled = True  # the cost falls over a share of the steps
     tests_alignment = True
     has_path = True
     training: ClassVar[dict[str, Any]] = {"max_steps": 400, "batch_size": 256, "check_every": 50}
@@ -185,11 +186,6 @@ class Dont(TrainedTranslator):
         if self.cost_attribute is not None:
             config |= {"cost_attribute": None, "cost_weights": self.module_.costs.tolist()}
         return config
-
-    @property
-    def scheduled(self) -> bool:
-        """True: the cost falls over a share of the steps."""
-        return True
 
     def build(self) -> PlacedTransport:
         """Networks from the configuration and the feature counts."""

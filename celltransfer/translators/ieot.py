@@ -141,6 +141,7 @@ class IEOT(ConditionalTranslator):
 
     name = "ieot"
     uses_conditions = True
+    scheduled = True  # the learning rate declines over the second half of the steps
     needs_condition = True
     training: ClassVar[dict[str, Any]] = {"max_steps": 400, "batch_size": 256, "check_every": 50}
 
@@ -186,11 +187,6 @@ class IEOT(ConditionalTranslator):
         """Weights of the components of the law of each cell, shape (cells, M, N); they sum to 1."""
         weigh = lambda block, codes: self.module_.law.responsibilities(self.module_.source(block, codes), codes)  # noqa: E731
         return np.concatenate(list(self._blocks(weigh, x, condition, 2048)))
-
-    @property
-    def scheduled(self) -> bool:
-        """True: the learning rate declines over the second half of the steps."""
-        return True
 
     def build(self) -> ScaledLaw:
         """Networks from the configuration and the settings."""

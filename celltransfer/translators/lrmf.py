@@ -97,6 +97,7 @@ class LRMF(TrainedTranslator):
 
     name = "lrmf"
     matches_distributions = True
+    scheduled = True  # the learning rate declines over the second half of the steps
     tests_alignment = True
     equal_widths = True
     invertible = True
@@ -160,11 +161,6 @@ class LRMF(TrainedTranslator):
         device = net.w_x.device
         u, v = net.source(torch.as_tensor(x, device=device)), net.target(torch.as_tensor(y, device=device))
         return float(likelihood_ratio(net.transform, net.shared, u, v)) + self._private_likelihood(u, v)
-
-    @property
-    def scheduled(self) -> bool:
-        """True: the learning rate declines over the second half of the steps."""
-        return True
 
     def build(self) -> Aligner:
         """Map and densities of the chosen families."""

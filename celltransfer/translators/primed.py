@@ -189,6 +189,11 @@ class Primed(Translator):
         """Obs column that an option of the method names."""
         return (self.options or {}).get("cost_attribute")
 
+    @property
+    def scheduled(self) -> bool:
+        """The method's."""
+        return self.member_.scheduled
+
     def refit_config(self) -> dict[str, Any]:
         """The same, with the method's."""
         return self.get_config() | {"options": self.member_.refit_config()}

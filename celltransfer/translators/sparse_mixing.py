@@ -18,7 +18,7 @@ from celltransfer.nn.domains import MASKS, Latents
 from celltransfer.nn.likelihoods import LIKELIHOODS, Side
 from celltransfer.nn.mixing import Mixing, between_domains
 from celltransfer.translators import holdout
-from celltransfer.translators.base import _in_blocks, _recode, register
+from celltransfer.translators.base import _in_blocks, register
 from celltransfer.translators.mixing_held import SOURCE, TARGET, Held
 from celltransfer.translators.mixing_losses import anchor_loss, critic_terms, gan_terms, vae_terms
 from celltransfer.translators.mixing_start import check_counts, set_scale, start_linear
@@ -96,6 +96,7 @@ class SparseMixing(TrainedTranslator):
     uses_conditions = True
     needs_condition = True
     matches_distributions = True
+    scheduled = True  # sparsity grows, and content is told from style, over a share of the steps
     training: ClassVar[dict[str, Any]] = {"max_steps": 800, "batch_size": 200, "check_every": 50, "patience": 3}
     choices: ClassVar[dict[str, tuple[Any, ...]]] = {
         "form": ("vae", "gan"),
@@ -148,11 +149,6 @@ class SparseMixing(TrainedTranslator):
         self.likelihood_source, self.likelihood_target = likelihood_source, likelihood_target
         self.map, self.hidden, self.init, self.hidden_discriminator = map, hidden, init, hidden_discriminator
         self.r1, self.r1_every, self.lr, self.lr_discriminator = r1, r1_every, lr, lr_discriminator
-
-    @property
-    def scheduled(self) -> bool:
-        """True: sparsity grows, and content is told from style, over a share of the steps."""
-        return True
 
     def build(self) -> Mixing:
         """Networks from the configuration and the numbers of features and conditions."""
@@ -319,10 +315,8 @@ class SparseMixing(TrainedTranslator):
             raise ConditionError("This translator was fitted without conditions: it knows no other for a cell.")
         if to not in self.condition_codes_:
             raise ConditionError(f"There is no condition code {to}; fitted with {self.condition_codes_.tolist()}.")
-        if condition is not None and len(condition) != cells.shape[0]:
-            raise ConditionError(f"There are {len(condition)} condition codes for {cells.shape[0]} cells.")
-        codes = _recode(condition, self.condition_codes_)
-        self._known(None if codes is None else torch.as_tensor(codes))
+        codes = self._codes_of(cells, condition, backward=side == TARGET)
+        self._known(torch.as_tensor(codes))
         strange = np.setdiff1d(np.append(np.asarray(condition), to), self.common_codes)
         if len(strange):
             raise ConditionError(

@@ -60,11 +60,6 @@ class TrainedTranslator(Translator):
     def build(self) -> nn.Module:
         """Networks from the configuration, `n_features_in_`, `n_features_out_` and `n_conditions_` alone."""
 
-    @property
-    def scheduled(self) -> bool:
-        """Whether steps depend on how many there are to be, so that a fit is not resumed with another number."""
-        return False
-
     @abstractmethod
     def players(self) -> dict[str, Optimizer]:
         """Optimisers by player, in the order in which they step."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from celltransfer.nn.blocks import MLP
+from celltransfer.nn.domains import gaussian_divergence
 from celltransfer.nn.mixing import draw
 from celltransfer.train.loop import Trainer
 from celltransfer.translators.sparse_mixing import SparseMixing
@@ -95,7 +96,7 @@ def fit_conditional(data: Sample, *, seed: int, steps: int, hidden: int = 64, lr
         mean, log_sd = _encoded(encoder, x[rows], told[rows])
         z = draw(mean, log_sd, generator)
         error = (decoder(torch.cat([z, told[rows]], dim=1)) - x[rows]).square().mean()
-        divergence = (0.5 * (mean.square() + (2 * log_sd).exp() - 1) - log_sd).sum(1).mean() / OBSERVED
+        divergence = gaussian_divergence(mean, log_sd).sum(1).mean() / OBSERVED
         loss = 0.5 * error / ALLOWED**2 + divergence
         optimizer.zero_grad()
         loss.backward()

@@ -221,6 +221,8 @@ def test_refusals(moved):
         f.translate(x)
     with pytest.raises(ConditionError, match="not fitted with"):
         f.translate(x, code + 5)
+    with pytest.raises(ConditionError, match="pass the cells' condition codes"):
+        f.counterfactual(x, 1)
     with pytest.raises(ConditionError, match="no condition code 9"):
         f.counterfactual(x, 9, code)
     with pytest.raises(FeatureError, match=f"fitted on {D}"):
