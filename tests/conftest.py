@@ -1,19 +1,111 @@
-"""Fixtures for every test: real datasets where they can be had, and a small simulated one."""
+"""Fixtures for every test: no network, real datasets where they can be had, and a small simulated one."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import shutil
 import signal
-from typing import TYPE_CHECKING
+import sys
+import tempfile
+from typing import TYPE_CHECKING, Any
 
 import celltransfer as ct
 import pytest
 from celltransfer.data.writeback import no_pull
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from mudata import MuData
+
+DOWNLOADS = bool(os.environ.get("CELLTRANSFER_TEST_DOWNLOAD"))
+# Processes that tests start know nothing of the guard below: their downloads end at a port where nobody listens.
+NOBODY = "127.0.0.1", 9
+
+
+class NetworkError(RuntimeError):
+    """A test wanted to leave this machine; no `OSError`, which would be taken for a network that is down."""
+
+
+class Guard:
+    """An audit hook of Python, which sees every socket whoever made it, and refuses all but the loopback.
+
+    Such hooks cannot be removed, so there is one for all tests, which knows the one that runs.
+    """
+
+    def __init__(self) -> None:
+        self.test = "The collection of the tests"
+        self.refused: list[str] = []
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        if not event.startswith("socket."):
+            return
+        if event in ("socket.getaddrinfo", "socket.gethostbyname"):
+            self.check(args[0])
+        elif event in ("socket.connect", "socket.sendto", "socket.sendmsg") and isinstance(args[1], tuple):
+            self.check("the network, through a proxy" if args[1] == NOBODY else args[1][0])
+
+    def check(self, host: Any) -> None:
+        """Raise unless `host` is this machine."""
+        name = host.decode() if isinstance(host, bytes) else host
+        if is_loopback(name):
+            return
+        self.refused.append(f"{self.test} tried to reach {name}; tests may not use the network.")
+        raise NetworkError(self.refused[-1])
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a host, by name or address, is this machine."""
+    if host in (None, "", "localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+guard = Guard()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Shut the network off, for child processes too, and keep the user's cache out of the tests."""
+    if DOWNLOADS:
+        return
+    sys.addaudithook(guard)
+    for name in ("http_proxy", "https_proxy"):
+        os.environ[name] = os.environ[name.upper()] = "http://{}:{}".format(*NOBODY)
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = "localhost,127.0.0.1"
+    if "CELLTRANSFER_CACHE_DIR" not in os.environ:
+        # Workers of pytest-xdist find it set, and share it.
+        folder = tempfile.mkdtemp(prefix="celltransfer-tests-")
+        os.environ["CELLTRANSFER_CACHE_DIR"] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        ct.settings.reset()
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever asks for a real dataset is marked so."""
+    for item in items:
+        if "real_dataset" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.real_data)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Let the guard know whom to name, before any fixture is made."""
+    guard.test, guard.refused = item.nodeid, []
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """Fail the test that wanted to reach another machine, even where it caught the error."""
+    result = yield
+    if guard.refused:
+        pytest.fail(guard.refused[0], pytrace=False)
+    return result
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -111,7 +111,6 @@ def test_bad_requests_are_refused(simulated: MuData, symmetric: AnnData) -> None
         ct.anchors.assess(symmetric, target="atac", anchors=["cell0"])
 
 
-@pytest.mark.real_data
 def test_three_random_anchors_rarely_raise_the_alarm(real_dataset: Callable[[str], MuData]) -> None:
     from celltransfer.metrics.automorphisms import WARN_SIZE, breaks, find
 

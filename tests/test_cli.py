@@ -126,7 +126,6 @@ def test_demo_draws(tmp_path):
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
-@pytest.mark.real_data
 @pytest.mark.filterwarnings("ignore:method='ridge' fits without")
 def test_demo_on_a_real_dataset(real_dataset, tmp_path):
     real_dataset("a549_scicar")

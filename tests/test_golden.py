@@ -34,7 +34,9 @@ pytestmark = pytest.mark.filterwarnings(
 MODE = os.environ.get("CELLTRANSFER_GOLDEN", "")
 FOLDER = Path(__file__).parent / "golden"
 # Closed forms; the others go through optimisers, which other processors round differently.
-CLOSED = {"chance", "condition_mean", "pls", "ridge"}
+CLOSED = {"chance", "condition_mean", "pls", "ridge", "anchors"}
+# Searches among many assignments of cells, where the last bit decides between two that are about as good.
+SEARCHED = {"auto", "consensus", "fgw"}
 KEPT_ROWS, KEPT_COLUMNS = 4, 8
 WIDTHS = {"rna": 8, "atac": 6}
 
@@ -303,23 +305,31 @@ def close(actual, expected, *, rtol, what):
     np.testing.assert_allclose(a, e, rtol=rtol, atol=rtol * max(scale, 1e-3), err_msg=what)
 
 
+def tolerance(case):
+    if case.prior or case.method in SEARCHED:
+        return 0.25
+    return 1e-4 if case.method in CLOSED else 5e-3
+
+
 def check(case, name, found):
-    expected = reference(name, found)
-    assert found.words == expected["words"]
+    expected, rtol = reference(name, found), tolerance(case)
     assert sorted(found.arrays) == sorted(expected["arrays"])
-    rtol = 1e-4 if case.method in CLOSED and not case.prior else 5e-3
-    for key, array in found.arrays.items():
-        kept, close_enough = expected["arrays"][key], 20 * rtol if is_score(key) else rtol
-        for part, values in summary(array).items():
-            close(values, kept[part], rtol=close_enough, what=f"{name}: {key}, {part}")
     assert sorted(found.evidence) == sorted(expected["evidence"])
-    for key, value in found.evidence.items():
-        # Ranks among few cells move in steps.
-        np.testing.assert_allclose(
-            value, float(expected["evidence"][key]), rtol=0.05, atol=0.05, err_msg=f"{name}: {key}"
-        )
     if MODE == "exact":
-        assert stored(found)["digests"] == expected["digests"]
+        assert stored(found) == expected
+    for key, array in found.arrays.items():
+        if not is_score(key):
+            for part, values in summary(array).items():
+                close(values, expected["arrays"][key][part], rtol=rtol, what=f"{name}: {key}, {part}")
+    if rtol > 0.1:
+        return  # steps, ranks and what follows from them belong to the assignment that was found
+    assert found.words == expected["words"]
+    for key, array in found.arrays.items():
+        if is_score(key):
+            close(summary(array)["moments"], expected["arrays"][key]["moments"], rtol=0.1, what=f"{name}: {key}")
+    for key, value in found.evidence.items():
+        what = f"{name}: {key}"
+        np.testing.assert_allclose(value, float(expected["evidence"][key]), rtol=0.1, atol=0.1, err_msg=what)
 
 
 def is_score(key):

@@ -103,7 +103,6 @@ def test_images_cannot_be_unpaired():
         ct.datasets.unpair(ct.datasets.digits())
 
 
-@pytest.mark.real_data
 @pytest.mark.parametrize("name", ["mnist", "usps", "fashion_mnist"])
 def test_real_images(real_dataset, name):
     adata, entry = real_dataset(name), registry.get(name)
@@ -117,7 +116,6 @@ def test_real_images(real_dataset, name):
     assert adata.obs_names.is_unique
 
 
-@pytest.mark.real_data
 def test_mnist_is_the_test_set(real_dataset):
     adata = real_dataset("mnist")
     assert adata.obs["label"][:20].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9, 0, 6, 9, 0, 1, 5, 9, 7, 3, 4]
@@ -125,7 +123,6 @@ def test_mnist_is_the_test_set(real_dataset):
     assert "split" not in adata.obs
 
 
-@pytest.mark.real_data
 def test_usps_split_and_shades(real_dataset):
     adata = real_dataset("usps")
     assert adata.obs["split"].value_counts().to_dict() == {"train": 7291, "test": 2007}
@@ -134,7 +131,6 @@ def test_usps_split_and_shades(real_dataset):
         assert np.array_equal(adata.obs["label"][7291:], file["test/target"][:])
 
 
-@pytest.mark.real_data
 def test_fashion_from_upstream_files_is_the_prepared_one(real_dataset, tmp_path):
     adata = real_dataset("fashion_mnist")
     train, test = (np.flatnonzero(adata.obs["split"] == split) for split in ("train", "test"))

@@ -73,7 +73,6 @@ def test_the_upstream_armadillo_is_too_fine(tmp_path):
         meshes.armadillo({"armadillo.obj": save(tmp_path, "v 0 0 0\n", "armadillo.obj")})
 
 
-@pytest.mark.real_data
 @pytest.mark.parametrize("name", ["bunny", "armadillo"])
 def test_real_meshes_are_closed_surfaces(real_dataset, tmp_path, name):
     adata, entry = real_dataset(name), registry.get(name)

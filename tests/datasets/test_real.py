@@ -13,8 +13,6 @@ import pytest
 from celltransfer.datasets import registry
 from scipy import sparse
 
-pytestmark = pytest.mark.real_data
-
 # Sum of X, hash of X, of the cell names and of the feature names.
 CONTENT = {
     ("a549_scicar", "rna"): (2141739.0, "10231817de9537f3", "ea73fd7bb0810fcb", "66ebe1079542a323"),

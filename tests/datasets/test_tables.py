@@ -91,7 +91,6 @@ def test_a_file_known_by_its_commit_is_taken_as_it_is(tmp_path):
         assert fetch.locate(file) == path
 
 
-@pytest.mark.real_data
 def test_real_weather(real_dataset, tmp_path):
     adata = real_dataset("weather_hannover")
     assert adata.uns["celltransfer_dataset"] == ENTRY.describe()

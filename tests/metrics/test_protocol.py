@@ -278,7 +278,6 @@ def test_labels_may_be_missing_anywhere(joint, side):
     assert np.isfinite(found["condition_mean"]["foscttm"])
 
 
-@pytest.mark.real_data
 def test_depth_alone_scores_on_snare_cortex(real_dataset):
     task = make_task(real_dataset("snare_cortex"), "rna", "atac", n_anchors=10)
     from celltransfer.metrics.controls import chance, depth
@@ -289,7 +288,6 @@ def test_depth_alone_scores_on_snare_cortex(real_dataset):
     assert random["foscttm"] == pytest.approx(0.5, abs=0.03)
 
 
-@pytest.mark.real_data
 def test_ridge_on_pairs_of_pbmc10k_cite(real_dataset):
     from celltransfer.metrics.controls import ridge_on_anchors
 

@@ -364,7 +364,6 @@ def _root():
     return Path(ct.__file__).parents[1]
 
 
-@pytest.mark.real_data
 @pytest.mark.filterwarnings("ignore::celltransfer.errors.CelltransferWarning")  # scgem's RNA is qPCR, not counts
 @pytest.mark.parametrize(
     ("name", "kinds"),

@@ -94,7 +94,6 @@ def test_the_suite_is_listed():
     assert base.get("a549_one_anchor") is a549.A549OneAnchor
 
 
-@pytest.mark.real_data
 def test_leaking_cells_are_in_one_order_and_those_of_the_task_are_not(real_dataset):
     mdata = real_dataset("a549_scicar")
     problem = a549.task(0)
@@ -107,7 +106,6 @@ def test_leaking_cells_are_in_one_order_and_those_of_the_task_are_not(real_datas
     assert set(problem.truth.obs_names) == set(mdata.obs_names[mdata.obs["split"] == "test"])
 
 
-@pytest.mark.real_data
 @pytest.mark.parametrize("loaders", [a549.INDEPENDENT, a549.LEAK])
 def test_an_arm_is_trained_and_scored(real_dataset, monkeypatch, loaders):
     real_dataset("a549_scicar")
@@ -121,7 +119,6 @@ def test_an_arm_is_trained_and_scored(real_dataset, monkeypatch, loaders):
     assert 0.3 < found["foscttm_train"] < 0.7
 
 
-@pytest.mark.real_data
 def test_a_constant_is_chance_but_not_by_the_accuracy_of_yang(real_dataset):
     real_dataset("a549_scicar")
     job = {"arm": "constant: mean target cell", "loaders": "none", "regime": "shared", "seed": 0}

@@ -39,7 +39,6 @@ def test_claims_follow_the_figures():
     assert all("no latent became content" in claim.found for claim in nothing[3:])
 
 
-@pytest.mark.real_data
 def test_a_short_run_from_end_to_end(real_dataset, monkeypatch, tmp_path):
     real_dataset("faces_utk32")
     monkeypatch.setattr(faces, "STEPS", 3)

@@ -147,7 +147,6 @@ def test_every_arm_has_a_line_and_pictures_are_drawn():
 
 
 @pytest.mark.slow
-@pytest.mark.real_data
 def test_a_short_run_from_end_to_end(real_dataset, monkeypatch):
     real_dataset("faces_utk32")
     monkeypatch.setattr(suite, "TRAINED", 3)

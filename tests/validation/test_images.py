@@ -25,11 +25,6 @@ def classifier(digits):
     return Classifier(epochs=6).fit(digits[0][:1200], digits[1][:1200])
 
 
-def needs(name: str) -> None:
-    if not ct.datasets.available(name):
-        pytest.skip(f"dataset {name} is neither cached nor in a mirror")
-
-
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
     def fail(file):
@@ -66,9 +61,8 @@ def test_unknown_set_and_impossible_size(name, size):
         images.load_digits(name, size)
 
 
-@pytest.mark.real_data
-def test_mnist_has_a_margin_and_keeps_its_ink():
-    needs("mnist")
+def test_mnist_has_a_margin_and_keeps_its_ink(real_dataset):
+    real_dataset("mnist")
     large, labels, used = images.load_digits(size=32)
     small, _, _ = images.load_digits(size=16)
     assert (used, large.shape, small.shape) == ("mnist", (10000, 1024), (10000, 256))
@@ -79,9 +73,8 @@ def test_mnist_has_a_margin_and_keeps_its_ink():
     assert np.abs(small.mean(1) - large.mean(1)).max() < 0.01  # antialiasing loses no ink
 
 
-@pytest.mark.real_data
-def test_shoes_are_drawn_by_seed():
-    needs("fashion_mnist")
+def test_shoes_are_drawn_by_seed(real_dataset):
+    real_dataset("fashion_mnist")
     shoes, again, other = (images.load_shoes(16, 900, seed) for seed in (0, 0, 1))
     assert shoes.images.shape == (900, 256)
     assert set(shoes.labels) == {5, 7, 9}
@@ -216,9 +209,8 @@ def test_perceptual_distance_is_the_formula(classifier, digits):
     assert np.allclose(images.perceptual_distance(classifier, a, b), np.mean(np.stack(layers), axis=0), atol=1e-5)
 
 
-@pytest.mark.real_data
-def test_classifier_on_mnist():
-    needs("mnist")
+def test_classifier_on_mnist(real_dataset):
+    real_dataset("mnist")
     pictures, labels, _ = images.load_digits()
     order = np.random.default_rng(0).permutation(len(labels))
     train, test = order[:8000], order[8000:]

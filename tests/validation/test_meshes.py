@@ -93,7 +93,6 @@ def test_the_table_has_every_arm_and_one_seed_tells_nothing():
     assert {claim.holds for claim in Meshes().claims(made)} == {None}
 
 
-@pytest.mark.real_data
 def test_a_short_run_from_end_to_end(real_dataset, monkeypatch, tmp_path):
     for name in (meshes.SOURCE, meshes.TARGET):
         real_dataset(name)

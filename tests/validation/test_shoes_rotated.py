@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import celltransfer as ct
 import numpy as np
 import pandas as pd
 import pytest
@@ -133,9 +132,8 @@ def test_table_counts_the_seeds_in_which_the_mean_shoe_is_closer():
 
 
 @pytest.fixture
-def small(monkeypatch):
-    if not ct.datasets.available("fashion_mnist"):
-        pytest.skip("dataset fashion_mnist is neither cached nor in a mirror")
+def small(monkeypatch, real_dataset):
+    real_dataset("fashion_mnist")
     sizes = shoes_rotated.Sizes(size=8, steps=3, width=4, n_probes=2, probed=2, decay=0.9)
     monkeypatch.setattr(shoes_rotated, "DEFAULT", sizes)
     monkeypatch.setattr(shoes_rotated, "N_TEST", 40)

@@ -189,7 +189,6 @@ def test_a_short_run_from_end_to_end(weeks, monkeypatch, tmp_path):
     assert (tmp_path / "picture.png").exists()
 
 
-@pytest.mark.real_data
 def test_years_are_never_mixed(real_dataset):
     table = real_dataset("weather_hannover")
     parts = load_weeks()
