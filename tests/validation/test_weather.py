@@ -177,7 +177,8 @@ def test_a_short_run_from_end_to_end(weeks, monkeypatch, tmp_path):
     small = {name: made_weeks(20, int(rng.integers(100))) for name in weeks}
     short = {name: {"steps": 2} for name in conditional.NAMES}
     short["ieot"] = {"steps": 2, "n_potential": 2, "weight_unpaired": 1.0, "penalty": 1.0}
-    for name, value in {"load_weeks": lambda: small, "PAIRED": (2, 5), "UNPAIRED": (0, 8), "MOST": (5, 8)}.items():
+    sizes = {"N_TRAIN": 20, "PAIRED": (2, 5), "UNPAIRED": (0, 8), "MOST": (5, 8)}
+    for name, value in ({"load_weeks": lambda: small} | sizes).items():
         monkeypatch.setattr(weather, name, value)
     monkeypatch.setattr(weather, "SETTINGS", short)
     monkeypatch.setattr(weather, "SAMPLES", 20)
@@ -192,7 +193,7 @@ def test_a_short_run_from_end_to_end(weeks, monkeypatch, tmp_path):
 def test_years_are_never_mixed(real_dataset):
     table = real_dataset("weather_hannover")
     parts = load_weeks()
-    assert {name: len(part) for name, part in parts.items()} == {"train": 203, "dev": 51, "test": 51}
+    assert {name: len(part) for name, part in parts.items()} == {"train": weather.N_TRAIN, "dev": 51, "test": 51}
     years = [year for part in weather.YEARS.values() for year in part]
     assert sorted(years) == sorted(set(table.obs["year"]))
     days = parts["train"].y.reshape(-1, 7)
