@@ -34,9 +34,10 @@ pytestmark = pytest.mark.filterwarnings(
 MODE = os.environ.get("CELLTRANSFER_GOLDEN", "")
 FOLDER = Path(__file__).parent / "golden"
 # Closed forms; the others go through optimisers, which other processors round differently.
-CLOSED = {"chance", "condition_mean", "pls", "ridge", "anchors"}
-# Searches among many assignments of cells, where the last bit decides between two that are about as good.
-SEARCHED = {"auto", "consensus", "fgw"}
+CLOSED = {"condition_mean", "pls", "ridge"}
+# Where the last bit of a cell decides which of many assignments is found, or what is drawn: only the moments of all
+# cells are the same on another processor.
+SEARCHED = {"anchors", "auto", "chance", "consensus", "fgw"}
 KEPT_ROWS, KEPT_COLUMNS = 4, 8
 WIDTHS = {"rna": 8, "atac": 6}
 
@@ -305,36 +306,35 @@ def close(actual, expected, *, rtol, what):
     np.testing.assert_allclose(a, e, rtol=rtol, atol=rtol * max(scale, 1e-3), err_msg=what)
 
 
-def tolerance(case):
-    if case.prior or case.method in SEARCHED:
-        return 0.25
-    return 1e-4 if case.method in CLOSED else 5e-3
-
-
 def check(case, name, found):
-    expected, rtol = reference(name, found), tolerance(case)
+    expected = reference(name, found)
     assert sorted(found.arrays) == sorted(expected["arrays"])
     assert sorted(found.evidence) == sorted(expected["evidence"])
     if MODE == "exact":
         assert stored(found) == expected
+    searched = bool(case.prior) or case.method in SEARCHED
+    # The starts of sparse mixing are compared, and which is best is close.
+    rtol = 0.1 if searched or case.method == "sparse_mixing" else 1e-4 if case.method in CLOSED else 0.01
     for key, array in found.arrays.items():
+        kept, now = expected["arrays"][key], summary(array)
         if not is_score(key):
-            for part, values in summary(array).items():
-                close(values, expected["arrays"][key][part], rtol=rtol, what=f"{name}: {key}, {part}")
-    if rtol > 0.1:
-        return  # steps, ranks and what follows from them belong to the assignment that was found
+            parts = ("moments",) if searched else ("moments", "rows")
+            for part in parts:
+                close(now[part], kept[part], rtol=rtol, what=f"{name}: {key}, {part}")
+        elif not searched:
+            close(now["moments"], kept["moments"], rtol=0.1, what=f"{name}: {key}")
+    if searched:
+        return
     assert found.words == expected["words"]
-    for key, array in found.arrays.items():
-        if is_score(key):
-            close(summary(array)["moments"], expected["arrays"][key]["moments"], rtol=0.1, what=f"{name}: {key}")
     for key, value in found.evidence.items():
-        what = f"{name}: {key}"
-        np.testing.assert_allclose(value, float(expected["evidence"][key]), rtol=0.1, atol=0.1, err_msg=what)
+        if not key.startswith("twin"):  # found by a search
+            what = f"{name}: {key}"
+            np.testing.assert_allclose(value, float(expected["evidence"][key]), rtol=0.1, atol=0.1, err_msg=what)
 
 
 def is_score(key):
     """Whether a figure rests on ranks or classifiers, so that a cell more or less moves it by a step."""
-    return key.startswith(("report_", "alignment_", "translation_support", "translation_confidence"))
+    return key.startswith(("report_", "symmetry_match", "alignment_", "translation_support", "translation_confidence"))
 
 
 def test_every_method_is_here():
