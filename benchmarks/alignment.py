@@ -41,7 +41,7 @@ from scipy.stats import binomtest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from celltransfer.metrics.alignment import Alignment
+    from celltransfer.verdict.alignment import Alignment
 
 # Data set, modality and number of components of every space; the first of ATAC goes with depth and is dropped.
 SPACES = {

@@ -22,11 +22,11 @@ import celltransfer as ct
 import numpy as np
 import pandas as pd
 import torch
-from celltransfer.losses.likelihood_ratio import moment_map
 from celltransfer.markdown import markdown_table
 from celltransfer.metrics.scores import classifier_auc, energy_distance
 from celltransfer.nn.flows import moments
 from celltransfer.train.loop import Trainer
+from celltransfer.translators.lrmf.loss import moment_map
 from scipy.stats import mannwhitneyu
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import celltransfer as ct
 import pandas as pd
 from celltransfer.benchmark.arms import ARMS
 from celltransfer.data.pair import dense
-from celltransfer.law import LEVELS
+from celltransfer.model.law import LEVELS
 from celltransfer.validation import conditional
 from matplotlib.figure import Figure
 

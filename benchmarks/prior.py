@@ -23,7 +23,7 @@ from celltransfer import translators
 from celltransfer.benchmark.arms import ARMS
 from celltransfer.data.pair import ModalityPair
 from celltransfer.metrics import protocol
-from celltransfer.translators.primed import propose
+from celltransfer.translators.pseudo_anchors import propose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,7 @@ import celltransfer as ct
 import numpy as np
 import pandas as pd
 from celltransfer.metrics import protocol
-from celltransfer.metrics.estimate import (
+from celltransfer.verdict.estimate import (
     NEIGHBOURS,
     PRIOR_RANGE,
     USABLE_FOSCTTM,

@@ -11,12 +11,12 @@ __version__ = "0.1.0"
 
 # Public names and where they live. Imported on first use, so that `import celltransfer` stays fast.
 _ATTRIBUTES = {
-    "alignment": "celltransfer.matching",
+    "alignment": "celltransfer.verdict.translated",
     "fit": "celltransfer.api",
-    "load": "celltransfer.files",
+    "load": "celltransfer.model.io",
     "report": "celltransfer.reporting",
     "Report": "celltransfer.reporting",
-    "TransferModel": "celltransfer.model",
+    "TransferModel": "celltransfer.model.model",
 }
 _MODULES = (
     "anchors",
@@ -56,10 +56,10 @@ __all__ = [
 if TYPE_CHECKING:
     from celltransfer import anchors, datasets, errors, losses, metrics, pl, pp, tl, train, translators, validation
     from celltransfer.api import fit
-    from celltransfer.files import load
-    from celltransfer.matching import alignment
-    from celltransfer.model import TransferModel
+    from celltransfer.model.io import load
+    from celltransfer.model.model import TransferModel
     from celltransfer.reporting import Report, report
+    from celltransfer.verdict.translated import alignment
 
 
 def __getattr__(name: str) -> Any:

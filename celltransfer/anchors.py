@@ -19,7 +19,7 @@ from celltransfer import pp
 from celltransfer.data import cells, writeback
 from celltransfer.data.anchors import AnchorsLike, resolve_anchors
 from celltransfer.errors import AnchorError, ConfigError, InputError, ModalityError
-from celltransfer.metrics.automorphisms import Automorphism, breaks, choose, evidence, find, informativeness, relevant
+from celltransfer.verdict.symmetries import Automorphism, breaks, choose, evidence, find, informativeness, relevant
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -112,7 +112,7 @@ def assess(
     """Say which symmetries of the source cells a set of anchors breaks, before any model is fitted.
 
     Only source cells are looked at, in the features that `celltransfer.fit` would learn from. See
-    `celltransfer.metrics.automorphisms.find` for what is searched and `breaks` for what counts as broken.
+    `celltransfer.verdict.symmetries.find` for what is searched and `breaks` for what counts as broken.
 
     Parameters
     ----------

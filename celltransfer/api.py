@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from celltransfer import judging, pp, translators
+from celltransfer import pp, translators
 from celltransfer.data import cells
 from celltransfer.data.anchors import Anchors, AnchorsLike, resolve_anchors
-from celltransfer.data.links import LinksLike, linked_map, read_links
 from celltransfer.data.pair import ModalityPair
 from celltransfer.errors import CelltransferWarning, ConditionError, ConfigError, ModalityError
-from celltransfer.model import TransferModel
+from celltransfer.model.model import TransferModel
+from celltransfer.pp.links import LinksLike, linked_map, read_links
 from celltransfer.pp.shared import fit_recipes, is_shared
 from celltransfer.train.loop import Trainer
 from celltransfer.train.stopping import Clock
 from celltransfer.translators.base import Translator
+from celltransfer.verdict import after_fit
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -69,7 +70,7 @@ def fit(
         Name of a translator (`celltransfer.translators.available`), or an unfitted one.
     prior
         Name of another translator, such as ``"consensus"`` or ``"fgw"``, that proposes pairs of unpaired cells; the
-        method is fitted on them and the anchors (`celltransfer.translators.primed.Primed`). Not with ``"auto"``.
+        method is fitted on them and the anchors (`translators.pseudo_anchors.Primed`). Not with ``"auto"``.
     prior_pairs, prior_rounds
         How many pairs; and how often, each time after the first by the fit before.
     conditions
@@ -170,8 +171,8 @@ def fit(
     model = TransferModel(source, target, fitted, translator, conditions=keys, levels=levels, anchors=pairs.to_frame())
     model.links = pair.links
     model.remember_training({name: adata.obs_names[masks[name]] for name, adata in sides.items()}, pair, seed)
-    judging.settle(model, pair, (training[source], training[target]), trainer, clock, seed, verdict)
-    judging.tell(model)
+    after_fit.settle(model, pair, (training[source], training[target]), trainer, clock, seed, verdict)
+    after_fit.tell(model)
     return model
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from mudata import MuData
 
-    from celltransfer.model import TransferModel
+    from celltransfer.model.model import TransferModel
 
 _NAMES = "measured", "translated"
 # Okabe & Ito's colours, told apart by colour-blind eyes, black last; for more labels there is no such set, and Paul

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mudata import MuData
 
-    from celltransfer.model import TransferModel
+    from celltransfer.model.model import TransferModel
 
 
 def translate(

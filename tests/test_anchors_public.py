@@ -112,7 +112,7 @@ def test_bad_requests_are_refused(simulated: MuData, symmetric: AnnData) -> None
 
 
 def test_three_random_anchors_rarely_raise_the_alarm(real_dataset: Callable[[str], MuData]) -> None:
-    from celltransfer.metrics.automorphisms import WARN_SIZE, breaks, find
+    from celltransfer.verdict.symmetries import WARN_SIZE, breaks, find
 
     cells = real_dataset("snare_cortex")["rna"]
     x = ct.pp.rna().fit(cells).transform(cells)

@@ -221,7 +221,7 @@ def test_a_few_features_take_the_memory_of_a_few_features(cells, model, monkeypa
         return out
 
     monkeypatch.setattr(recipe, "inverse_transform", spy)
-    monkeypatch.setattr("celltransfer.model.BLOCK_BYTES", 4 * 100)
+    monkeypatch.setattr("celltransfer.model.model.BLOCK_BYTES", 4 * 100)
     part = model.translate(cells["rna"], features=list(cells["atac"].var_names[[5, 2]]))
     assert part.shape == (cells["rna"].n_obs, 2)
     assert {shape[1] for shape in seen} == {2}
@@ -364,10 +364,11 @@ def test_a_fit_that_fell_back_to_ridge_says_so(cells):
 
 
 def test_a_fit_says_which_symmetry_its_anchors_leave_open(monkeypatch, cells):
-    from celltransfer.metrics import automorphisms
+
+    from celltransfer.verdict import symmetries
 
     asked = []
-    monkeypatch.setattr(automorphisms, "ambiguity", lambda x, rows, seed: asked.append(len(rows)) or "A flip is open.")
+    monkeypatch.setattr(symmetries, "ambiguity", lambda x, rows, seed: asked.append(len(rows)) or "A flip is open.")
     short = ct.train.Trainer(max_steps=2, progress=False)
     model = ct.fit(cells, train="train", anchors=4, trainer=short, verdict=False)
     assert "A flip is open." in model.result_.notes

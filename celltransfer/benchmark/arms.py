@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from mudata import MuData
 
-    from celltransfer.metrics.hiding import Regime
     from celltransfer.metrics.protocol import Task
+    from celltransfer.metrics.splits import Regime
 
 BACKWARD = ":backward"
 

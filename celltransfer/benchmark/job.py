@@ -26,7 +26,7 @@ from celltransfer.errors import AnchorError
 
 if TYPE_CHECKING:
     from celltransfer.metrics.protocol import Scores, Task
-    from celltransfer.model import TransferModel
+    from celltransfer.model.model import TransferModel
 
 Row = dict[str, Any]
 # Scores whose values per cell are kept, for paired comparisons.
@@ -151,7 +151,7 @@ def _fitted(job: Job, task: Task) -> tuple[TransferModel, Row]:
 
 def _law(model: TransferModel, task: Task) -> Row:
     """Log density of the true partners in nats, and share of their values inside intervals, of methods with a law."""
-    from celltransfer.law import Calibration
+    from celltransfer.model.law import Calibration
 
     if not model.translator.gives_distribution:
         return {}

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from celltransfer.errors import InputError
 from celltransfer.markdown import markdown_table
-from celltransfer.metrics.estimate import USABLE_FOSCTTM
+from celltransfer.verdict.estimate import USABLE_FOSCTTM
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,7 +53,7 @@ def judge_again(rows: pd.DataFrame) -> pd.DataFrame:
     Rows without evidence of what the fit expects of itself, and those of methods whose level rests on a test of
     alignment, stay as they are.
     """
-    from celltransfer.metrics.estimate import conclude, estimate
+    from celltransfer.verdict.estimate import conclude, estimate
 
     again = rows.copy()
     if "evidence_self_rank" not in rows:

@@ -73,7 +73,7 @@ def interpolate(
     """Write source cells on their way to the target, for methods that have a path (dont)."""
     with session(verbose):
         from celltransfer.data.writeback import write_h5ad
-        from celltransfer.files import load
+        from celltransfer.model.io import load
 
         check_output(out, keep=data)
         chosen = None if features is None else names(features)
@@ -100,7 +100,7 @@ def counterfactual(
     """Write cells as they would be under another condition, for methods that tell (sparse_mixing)."""
     with session(verbose):
         from celltransfer.data.writeback import write_h5mu
-        from celltransfer.files import load
+        from celltransfer.model.io import load
 
         check_output(out)
         model, mdata = load(model_dir), read_mudata(data)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from mudata import MuData
 
-    from celltransfer.model import TransferModel
+    from celltransfer.model.model import TransferModel
     from celltransfer.reporting import Report
 
 
@@ -211,7 +211,7 @@ def translate(
     """Translate the source cells of a MuData with a saved model."""
     with session(verbose):
         from celltransfer.data.writeback import write_h5mu
-        from celltransfer.files import load
+        from celltransfer.model.io import load
 
         check_output(out)
         model, mdata = load(model_dir), read_mudata(data)
@@ -251,7 +251,7 @@ def evaluate(
 ) -> None:
     """Report on a saved model: scores on the co-assayed cells of a MuData, controls beside it."""
     with session(verbose):
-        from celltransfer.files import load
+        from celltransfer.model.io import load
 
         for file in (report, html, json_file):
             check_output(file)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from celltransfer.model import TransferModel
+    from celltransfer.model.model import TransferModel
 
 
 @contextmanager

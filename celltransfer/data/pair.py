@@ -34,7 +34,7 @@ class ModalityPair:
     links
         What feature links alone say of the map, shape (d, D), or ``None``: a source cell that lies u from the mean
         source cell belongs to a target cell that lies about ``u @ links`` from the mean target cell.
-        See `celltransfer.data.links`.
+        See `celltransfer.pp.links`.
     shared
         Whether source and target have the same features, on the same scale.
     attribute_x, attribute_y

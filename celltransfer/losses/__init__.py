@@ -1,5 +1,5 @@
-"""Losses as pure functions: adversarial matching, distances of samples, energy models, and penalties of Jacobians."""
+"""Losses that several methods share: adversarial matching, distances of samples, and penalties of Jacobians."""
 
-from celltransfer.losses import adversarial, discrepancy, energy, identifiability, jacobian, transport
+from celltransfer.losses import adversarial, discrepancy, jacobian
 
-__all__ = ["adversarial", "discrepancy", "energy", "identifiability", "jacobian", "transport"]
+__all__ = ["adversarial", "discrepancy", "jacobian"]

@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 from scipy.stats import rankdata
 
 from celltransfer.metrics.scores import blocks, foscttm
-from celltransfer.regressors import Fitted, best_scaling, cca, mlp, pls, ridge
+from celltransfer.translators.regression import Fitted, best_scaling, cca, mlp, pls, ridge
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,8 +22,8 @@ from celltransfer.data.cells import check_modality, check_mudata, obs_column
 from celltransfer.errors import ConfigError, FeatureError, InputError
 from celltransfer.metrics import scores
 from celltransfer.metrics.controls import CONTROLS, ControlData, without_depth
-from celltransfer.metrics.hiding import Regime, bare, draw_roles, hide, renamed, split_cells
 from celltransfer.metrics.space import ScoringSpace, centred
+from celltransfer.metrics.splits import Regime, bare, draw_roles, hide, renamed, split_cells
 from celltransfer.pp.transforms import CLR, Identity, LogNormalize, Normalizer, TfIdf, totals
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from celltransfer.model import TransferModel
+    from celltransfer.model.model import TransferModel
 
 # Cells on which intervals are checked.
 MAX_COVERED = 500

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from celltransfer.metrics.protocol import Task
-    from celltransfer.model import TransferModel
+    from celltransfer.model.model import TransferModel
 
 logger = logging.getLogger("celltransfer")
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mudata import MuData
 
-    from celltransfer.model import TransferModel
+    from celltransfer.model.model import TransferModel
     from celltransfer.pp import Recipe
 
 # Fewer cells with a known partner than this give no figure worth printing.

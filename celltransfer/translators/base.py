@@ -353,22 +353,22 @@ T = TypeVar("T", bound=type[Translator])
 
 # Built-in methods by name; their modules are imported on first use, so that listing them costs nothing.
 _BUILTIN: dict[str, str] = {
-    "jacobian": "celltransfer.translators.jacobian",
-    "ieot": "celltransfer.translators.ieot",
-    "cyclegan": "celltransfer.translators.cycle",
-    "dimension": "celltransfer.translators.cycle",
+    "jacobian": "celltransfer.translators.adversarial.jacobian",
+    "ieot": "celltransfer.translators.ieot.ieot",
+    "cyclegan": "celltransfer.translators.adversarial.cycle",
+    "dimension": "celltransfer.translators.adversarial.cycle",
     "ridge": "celltransfer.translators.baselines",
     "pls": "celltransfer.translators.baselines",
     "chance": "celltransfer.translators.baselines",
     "condition_mean": "celltransfer.translators.baselines",
-    "fgw": "celltransfer.translators.gromov",
-    "consensus": "celltransfer.translators.consensus",
-    "auto": "celltransfer.translators.auto",
-    "primed": "celltransfer.translators.primed",
-    "ieot_energy": "celltransfer.translators.energy",
-    "lrmf": "celltransfer.translators.lrmf",
-    "sparse_mixing": "celltransfer.translators.sparse_mixing",
-    "dont": "celltransfer.translators.dont",
+    "fgw": "celltransfer.translators.matching.gromov",
+    "consensus": "celltransfer.translators.matching.consensus",
+    "auto": "celltransfer.translators.stacking",
+    "primed": "celltransfer.translators.pseudo_anchors",
+    "ieot_energy": "celltransfer.translators.ieot.energy",
+    "lrmf": "celltransfer.translators.lrmf.lrmf",
+    "sparse_mixing": "celltransfer.translators.sparse_mixing.sparse_mixing",
+    "dont": "celltransfer.translators.dont.dont",
 }
 _REGISTERED: dict[str, type[Translator]] = {}
 

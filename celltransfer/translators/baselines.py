@@ -10,9 +10,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from celltransfer.data.pair import Matrix, ModalityPair, dense
-from celltransfer.regressors import Fitted, Regressor, linear_map, pls, ridge
 from celltransfer.train.outcome import FitResult, Status
 from celltransfer.translators.base import Arrays, Translator, register
+from celltransfer.translators.regression import Fitted, Regressor, linear_map, pls, ridge
 
 if TYPE_CHECKING:
     from celltransfer.train.loop import Trainer

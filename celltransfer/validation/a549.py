@@ -26,7 +26,7 @@ from celltransfer.metrics import protocol, scores
 from celltransfer.metrics.controls import reference
 from celltransfer.metrics.space import centred
 from celltransfer.train.loop import Trainer
-from celltransfer.translators.jacobian import JacobianSparse
+from celltransfer.translators.adversarial.jacobian import JacobianSparse
 from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, mean_sd
 
 if TYPE_CHECKING:

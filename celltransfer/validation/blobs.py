@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 
-from celltransfer.losses.likelihood_ratio import moment_map
-from celltransfer.metrics.alignment import alignment
 from celltransfer.metrics.scores import energy_distance
 from celltransfer.nn.flows import n_parameters
 from celltransfer.train.loop import Trainer
-from celltransfer.translators.lrmf import LRMF
+from celltransfer.translators.lrmf.loss import moment_map
+from celltransfer.translators.lrmf.lrmf import LRMF
 from celltransfer.validation import evidence
 from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, label, mean_sd
+from celltransfer.verdict.alignment import alignment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

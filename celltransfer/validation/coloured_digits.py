@@ -22,12 +22,12 @@ import pandas as pd
 from torch import Tensor, cat, nn
 
 from celltransfer.data.pair import ModalityPair
-from celltransfer.nn.energy import DistanceCost
 from celltransfer.train.loop import Trainer
 from celltransfer.translators.baselines import Ridge
 from celltransfer.translators.conditional import ConditionalTranslator
-from celltransfer.translators.energy import EnergyIEOT
-from celltransfer.translators.ieot import IEOT
+from celltransfer.translators.ieot.energy import EnergyIEOT
+from celltransfer.translators.ieot.energy_networks import DistanceCost
+from celltransfer.translators.ieot.ieot import IEOT
 from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, label, mean_sd
 from celltransfer.validation.images import Classifier, load_digits
 from celltransfer.validation.laws import frechet

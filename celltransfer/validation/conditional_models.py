@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, softplus
 
 from celltransfer.nn.blocks import MLP, update_average
-from celltransfer.nn.mixture import TiltedMixture
+from celltransfer.translators.ieot.mixture import TiltedMixture
 from celltransfer.validation import laws
 
 if TYPE_CHECKING:
@@ -348,7 +348,7 @@ class SemiSupervisedMixture(_Likelihood):
     Parameters
     ----------
     n_potential, n_cost, towers, floor
-        Of `celltransfer.nn.mixture.TiltedMixture`.
+        Of `celltransfer.translators.ieot.mixture.TiltedMixture`.
     """
 
     def __init__(

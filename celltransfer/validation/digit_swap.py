@@ -30,8 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from celltransfer.train.loop import Trainer
-from celltransfer.translators.dont import Dont
-from celltransfer.translators.semantics import cost_weights_from
+from celltransfer.translators.dont.attribute_costs import cost_weights_from
+from celltransfer.translators.dont.dont import Dont
 from celltransfer.validation import evidence
 from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, label, mean_sd
 from celltransfer.validation.gain_study import ResidualCycle

@@ -22,14 +22,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from celltransfer.losses.likelihood_ratio import moment_map
-from celltransfer.metrics.alignment import alignment
 from celltransfer.nn.blocks import MLP
 from celltransfer.train.loop import Trainer, seeded
 from celltransfer.translators import make
+from celltransfer.translators.lrmf.loss import moment_map
 from celltransfer.validation import evidence
 from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, label, mean_sd
 from celltransfer.validation.images import Classifier, load_digits
+from celltransfer.verdict.alignment import alignment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

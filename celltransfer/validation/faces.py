@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from celltransfer import datasets
 from celltransfer.nn.blocks import MLP
 from celltransfer.train.loop import Trainer
-from celltransfer.translators.sparse_mixing import SparseMixing
+from celltransfer.translators.sparse_mixing.sparse_mixing import SparseMixing
 from celltransfer.validation import evidence
 from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, label, mean_sd
 from celltransfer.validation.images import resize

@@ -33,11 +33,11 @@ import torch
 
 from celltransfer import datasets
 from celltransfer.metrics.scores import classifier_auc
-from celltransfer.nn.residual import ResidualTransport
 from celltransfer.train.loop import Trainer
-from celltransfer.translators.cycle import CycleGan
-from celltransfer.translators.dont import Dont
-from celltransfer.translators.semantics import cost_weights_from
+from celltransfer.translators.adversarial.cycle import CycleGan
+from celltransfer.translators.dont.attribute_costs import cost_weights_from
+from celltransfer.translators.dont.dont import Dont
+from celltransfer.translators.dont.steps import ResidualTransport
 from celltransfer.validation import evidence
 from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, label, mean_sd
 from celltransfer.validation.digit_swap import CORRELATION, FIRM, Autoencoder, trained

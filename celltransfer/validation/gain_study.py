@@ -22,10 +22,10 @@ import pandas as pd
 import torch
 
 from celltransfer.metrics.scores import energy_distance
-from celltransfer.nn.residual import ResidualTransport
 from celltransfer.train.loop import Trainer
-from celltransfer.translators.cycle import CycleGan
-from celltransfer.translators.dont import Dont
+from celltransfer.translators.adversarial.cycle import CycleGan
+from celltransfer.translators.dont.dont import Dont
+from celltransfer.translators.dont.steps import ResidualTransport
 from celltransfer.validation import evidence
 from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, label, mean_sd
 

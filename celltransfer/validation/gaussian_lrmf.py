@@ -26,13 +26,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from celltransfer.losses.likelihood_ratio import likelihood_ratio, moment_map
-from celltransfer.metrics.alignment import alignment
 from celltransfer.nn import flows
 from celltransfer.train.loop import Trainer
 from celltransfer.translators import make
+from celltransfer.translators.lrmf.loss import likelihood_ratio, moment_map
 from celltransfer.validation import evidence
 from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, label, mean_sd
+from celltransfer.verdict.alignment import alignment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

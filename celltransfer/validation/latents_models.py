@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from celltransfer.nn.blocks import MLP
-from celltransfer.nn.domains import gaussian_divergence
-from celltransfer.nn.mixing import draw
 from celltransfer.train.loop import Trainer
-from celltransfer.translators.sparse_mixing import SparseMixing
+from celltransfer.translators.sparse_mixing.domains import gaussian_divergence
+from celltransfer.translators.sparse_mixing.networks import draw
+from celltransfer.translators.sparse_mixing.sparse_mixing import SparseMixing
 
 CONTENT, STYLE, OBSERVED, NOISE = 2, 4, 20, 0.1
 # Standard deviation the decoder is told to leave: a learned one lets it give up when the penalty is strong.

@@ -28,8 +28,8 @@ from torch import nn
 from celltransfer.data.pair import ModalityPair
 from celltransfer.nn.blocks import MLP
 from celltransfer.train.loop import Trainer
-from celltransfer.translators.cycle import CycleGan, Dimension
-from celltransfer.translators.jacobian import JacobianSparse
+from celltransfer.translators.adversarial.cycle import CycleGan, Dimension
+from celltransfer.translators.adversarial.jacobian import JacobianSparse
 from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, label, mean_sd
 from celltransfer.validation.images import Classifier, load_digits, rotate
 

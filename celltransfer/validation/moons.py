@@ -21,12 +21,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from celltransfer.metrics.alignment import alignment
 from celltransfer.metrics.scores import energy_distance
 from celltransfer.train.loop import Trainer
-from celltransfer.translators.lrmf import LRMF
+from celltransfer.translators.lrmf.lrmf import LRMF
 from celltransfer.validation import evidence, moons_models
 from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, label, mean_sd
+from celltransfer.verdict.alignment import alignment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from celltransfer.data.pair import ModalityPair
-from celltransfer.metrics import automorphisms
 from celltransfer.train.loop import Trainer
 from celltransfer.translators import make
 from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, label, mean_sd
+from celltransfer.verdict import symmetries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -213,7 +213,7 @@ def _anchor(choice: str, candidates: np.ndarray, x: np.ndarray) -> np.ndarray:
         return candidates[[np.argmin(np.linalg.norm(candidates, axis=1))]]
     cells = np.vstack([x, candidates])
     rows = np.arange(len(x), len(cells))
-    return cells[automorphisms.choose(cells, 1, automorphisms.find(x, axes="features"), among=rows)]
+    return cells[symmetries.choose(cells, 1, symmetries.find(x, axes="features"), among=rows)]
 
 
 def _te(symmetry: np.ndarray) -> float:

@@ -35,9 +35,9 @@ from celltransfer.metrics.scores import energy_distance
 from celltransfer.nn.images import ImageDiscriminator, ImageMap
 from celltransfer.train.loop import Trainer
 from celltransfer.translators import make
-from celltransfer.translators.adversarial import AdversarialTranslator
-from celltransfer.translators.cycle import CycleGan, Dimension
-from celltransfer.translators.jacobian import JacobianSparse
+from celltransfer.translators.adversarial.base import AdversarialTranslator
+from celltransfer.translators.adversarial.cycle import CycleGan, Dimension
+from celltransfer.translators.adversarial.jacobian import JacobianSparse
 from celltransfer.validation import images
 from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, label, mean_sd
 

@@ -38,7 +38,7 @@ import pandas as pd
 
 from celltransfer.datasets import weather_hannover
 from celltransfer.train.loop import Trainer
-from celltransfer.translators.ieot import IEOT
+from celltransfer.translators.ieot.ieot import IEOT
 from celltransfer.validation import conditional, laws
 from celltransfer.validation.base import Arrays, Claim, Job, Scores, Suite, mean_sd
 

@@ -7,7 +7,7 @@ import pytest
 from celltransfer.metrics import controls
 from celltransfer.metrics.controls import CONTROLS, ControlData, without_depth
 from celltransfer.metrics.scores import foscttm
-from celltransfer.regressors import PENALTIES, best_scaling, cca, mlp, pls, ridge
+from celltransfer.translators.regression import PENALTIES, best_scaling, cca, mlp, pls, ridge
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from celltransfer.errors import ConditionError
-from celltransfer.metrics.alignment import alignment
 from celltransfer.metrics.protocol import Scores
 from celltransfer.metrics.scores import (
     correlation_per_feature,
@@ -21,6 +20,7 @@ from celltransfer.metrics.scores import (
 )
 from celltransfer.reporting import tables
 from celltransfer.reporting.words import evidence_label
+from celltransfer.verdict.alignment import alignment
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::celltransfer.errors.VerdictWarning", "ignore:method='ridge' fits without conditions"

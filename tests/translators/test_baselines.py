@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from celltransfer.data.pair import ModalityPair
 from celltransfer.errors import ConditionError
-from celltransfer.regressors import ridge
 from celltransfer.translators import make
 from celltransfer.translators.baselines import anchor_and_condition_map, anchor_map
+from celltransfer.translators.regression import ridge
 
 
 def paired(n, seed=0, d=5, out=4, noise=0.1):

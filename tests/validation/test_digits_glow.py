@@ -15,7 +15,7 @@ def small(monkeypatch):
     """scikit-learn's digits in place of both sets, and fits of a few steps."""
     monkeypatch.setattr(suite, "load_digits", lambda name, size: images.load_digits("digits", size))
     monkeypatch.setattr(suite, "COPIES", 1)
-    monkeypatch.setattr("celltransfer.translators.lrmf.DENSITY_STEPS", 30)
+    monkeypatch.setattr("celltransfer.translators.lrmf.lrmf.DENSITY_STEPS", 30)
     trainer = Trainer(max_steps=10, batch_size=32, check_every=5, patience=float("inf"), progress=False)
     monkeypatch.setattr(DigitsGlow, "trainer", lambda self: trainer)
     suite._fitted_on.cache_clear()

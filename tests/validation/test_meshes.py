@@ -98,7 +98,7 @@ def test_a_short_run_from_end_to_end(real_dataset, monkeypatch, tmp_path):
         real_dataset(name)
     meshes.fitted.cache_clear()
     monkeypatch.setattr(meshes, "STEPS", 3)
-    monkeypatch.setattr("celltransfer.translators.lrmf.DENSITY_STEPS", 3)
+    monkeypatch.setattr("celltransfer.translators.lrmf.lrmf.DENSITY_STEPS", 3)
     outcome = base.run("meshes", seeds=1, out=tmp_path, device="cpu")
     meshes.fitted.cache_clear()
     scores = outcome.rows.set_index("arm")

@@ -125,7 +125,7 @@ def test_a_short_run_from_end_to_end(monkeypatch, tmp_path):
     monkeypatch.setattr(moons, "OTHER_WAY", (INPUT,))
     monkeypatch.setattr(moons, "POINTS", 300)
     monkeypatch.setattr(moons, "SCORED", 100)
-    monkeypatch.setattr("celltransfer.translators.lrmf.DENSITY_STEPS", 4)
+    monkeypatch.setattr("celltransfer.translators.lrmf.lrmf.DENSITY_STEPS", 4)
     monkeypatch.setattr(Moons, "claims", lambda self, rows: [])
     outcome = base.run("moons", seeds=1, out=tmp_path, device="cpu")
     scores = outcome.rows[outcome.rows["turn"] == "-"].set_index("arm")

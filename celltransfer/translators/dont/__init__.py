@@ -1,0 +1,1 @@
+"""Dynamic optimal neural translation."""

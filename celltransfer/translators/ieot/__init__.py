@@ -1,0 +1,1 @@
+"""Semi-supervised inverse entropic optimal transport: in closed form, and with free networks."""

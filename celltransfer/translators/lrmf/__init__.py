@@ -1,0 +1,1 @@
+"""Log-likelihood-ratio minimizing flows."""

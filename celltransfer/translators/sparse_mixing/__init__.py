@@ -1,0 +1,1 @@
+"""Sufficient changes and sparse mixing."""
