@@ -112,8 +112,30 @@ def run(
     return outcome
 
 
+def read(folder: str | Path) -> Outcome:
+    """What the rows of a folder say, whatever version wrote them; nothing is run, and there is no picture.
+
+    Raises
+    ------
+    ConfigError
+        The folder holds no rows of a suite.
+    """
+    path = Path(folder) / "rows.csv"
+    try:
+        rows = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
+        name = rows["suite"].iloc[0]
+    except (OSError, ValueError, LookupError) as error:
+        raise ConfigError(f"{path} cannot be read as rows of a suite: {error!r}.") from error
+    suite = get(name)(full=bool(rows["full"].all()))
+    jobs = suite.jobs(int(rows["seed"].max()) + 1)
+    order = {tuple(map(str, job.values())): i for i, job in enumerate(jobs)}
+    place = rows[list(jobs[0])].astype(str).apply(lambda row: order.get(tuple(row), -1), axis=1)
+    known = rows[(place >= 0) & (rows["full"] == suite.full)]
+    return reading(suite, known.iloc[place[known.index].argsort(kind="stable")].reset_index(drop=True))
+
+
 def reading(suite: Suite, rows: pd.DataFrame) -> Outcome:
-    """What rows say, whenever they were found."""
+    """What rows say."""
     outcome = Outcome(suite.name, suite.title, suite.reference, rows, suite.table(rows), suite.claims(rows))
     outcome.seconds = float(rows["seconds"].sum())
     return outcome

@@ -209,12 +209,14 @@ class MnistRotated(Suite):
             *(Says(text, "te", "both", "<", arm) for arm, text in lower),
             Says("Probes of d / 10 beat s = 1 (figure 10).", "te", probed, "<", "both, probes with s = 1"),
             Says(
-                f"The error depends little on which anchor it is (appendix E.4): within {ALIKE} times the median.",
+                f"The error depends little on the anchor (appendix E.4): none has above {ALIKE} times the median.",
                 lambda rows: rows["te"] / rows["te"].median(),
                 DRAWS,
                 "<",
                 ALIKE,
-                what="TE over the median of other anchors",
+                exact=True,
+                unless=lambda rows: "" if (rows["arm"] == DRAWS).sum() > 2 else "so few anchors do not tell.",
+                what="TE over the median of all",
             ),
         ]
 

@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("control: chance", "control: reference"):
             _keep(store, folder, job, name, difficulty, rng)
     (job,) = benchmark.jobs([benchmark.arm("simulate")], ["pls"], anchors=[10], seeds=[0])
-    store.add([_row(job, "pls", status="timeout", reason="not done after 9 s")], None)
+    store.add([_row(job, "pls", status="timeout", reason="not done after 9 s")])
     return folder / "out"
 
 
@@ -42,7 +42,8 @@ def _keep(store: Results, folder: Path, job: benchmark.Job, name: str, difficult
     cells = SCORES[name] - gain + difficulty + rng.normal(0, 0.01, len(difficulty))
     np.savez(folder / "cells.npz", **{f"{name}/foscttm": cells, f"{name}/knn_accuracy@50": 1 - cells})
     scores = {"foscttm": cells.mean(), "knn_accuracy@50": 1 - cells.mean()}
-    store.add([_row(job, name, seconds=2.0, peak_mb=300.0, cpu_seconds=36.0, **scores)], folder / "cells.npz")
+    row = _row(job, name, seconds=2.0, peak_mb=300.0, cpu_seconds=36.0, **scores)
+    store.add(*store.found([row], folder / "cells.npz")[:2])
 
 
 def _row(job: benchmark.Job, name: str, **values: Any) -> dict[str, Any]:

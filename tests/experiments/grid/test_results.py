@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from celltransfer import __version__
 from celltransfer.errors import ConfigError, InputError
 from celltransfer.experiments import grid as benchmark
 from celltransfer.experiments import peers
@@ -23,15 +24,20 @@ def _jobs(*names: str, seeds: int = 2) -> list[benchmark.Job]:
 
 
 def _row(job: benchmark.Job, **values: Any) -> dict[str, Any]:
-    about = {"status": "ok", "reason": "", "versions": "celltransfer 0", "celltransfer": results.__version__}
+    about = {"status": "ok", "reason": "", "versions": "celltransfer 0", "celltransfer": __version__}
     return job.key | about | {"foscttm": 0.25} | values
+
+
+def _add(store: results.Results, rows: list[dict[str, Any]], cells: Path | None = None) -> None:
+    rows, arrays, instead = store.found(rows, cells or store.folder / "nothing.npz")
+    store.add(rows, arrays, instead=instead)
 
 
 def test_what_is_there_is_not_run_again(tmp_path: Path) -> None:
     store, jobs = results.Results(tmp_path), _jobs("ridge", "pls")
     assert store.left(jobs) == jobs
-    store.add([_row(jobs[0])], None)
-    store.add([_row(jobs[1], status="failed", reason="no")], None)
+    _add(store, [_row(jobs[0])])
+    _add(store, [_row(jobs[1], status="failed", reason="no")])
     assert store.left(jobs) == jobs[2:]
     assert results.Results(tmp_path).left(jobs, "failed") == jobs[1:]
     assert store.left(jobs, "all") == jobs
@@ -41,33 +47,33 @@ def test_what_is_there_is_not_run_again(tmp_path: Path) -> None:
 
 def test_rows_of_another_version_do_not_count(tmp_path: Path) -> None:
     store, jobs = results.Results(tmp_path), _jobs("ridge")
-    store.add([_row(jobs[0], celltransfer="0.0.0")], None)
+    _add(store, [_row(jobs[0], celltransfer="0.0.0")])
     assert store.left(jobs) == jobs
-    store.add([_row(jobs[0], foscttm=0.5)], None)
+    _add(store, [_row(jobs[0], foscttm=0.5)])
     rows = benchmark.load(tmp_path)
     assert rows["foscttm"].tolist() == [0.5]
 
 
 def test_skipped_counts_unless_a_peer_was_missing(tmp_path: Path) -> None:
     store, jobs = results.Results(tmp_path), _jobs("ridge", "pls", seeds=1)
-    store.add([_row(jobs[0], status="skipped", versions="celltransfer 0")], None)
-    store.add([_row(jobs[1], status="skipped", versions="")], None)
+    _add(store, [_row(jobs[0], status="skipped", versions="celltransfer 0")])
+    _add(store, [_row(jobs[1], status="skipped", versions="")])
     assert store.left(jobs) == jobs[1:]
 
 
 def test_controls_are_one_job_with_many_rows(tmp_path: Path) -> None:
     store, (job,) = results.Results(tmp_path), _jobs("controls", seeds=1)
-    store.add([_row(job, status="timeout", reason="slow")], None)
+    _add(store, [_row(job, status="timeout", reason="slow")])
     assert store.left([job], "failed") == [job]
-    store.add([_row(job, method="control: chance"), _row(job, method="control: reference")], None)
+    _add(store, [_row(job, method="control: chance"), _row(job, method="control: reference")])
     assert store.left([job], "failed") == []
     assert set(benchmark.load(tmp_path)["method"]) == {"control: chance", "control: reference"}
 
 
 def test_values_and_new_columns_survive(tmp_path: Path) -> None:
     store, jobs = results.Results(tmp_path), _jobs("ridge")
-    store.add([_row(jobs[0], foscttm=0.123456789, reason='a "b", c', x=float("nan"))], None)
-    store.add([_row(jobs[1], evidence_new=2.0)], None)
+    _add(store, [_row(jobs[0], foscttm=0.123456789, reason='a "b", c', x=float("nan"))])
+    _add(store, [_row(jobs[1], evidence_new=2.0)])
     rows = benchmark.load(tmp_path / "results.csv")
     assert rows["foscttm"].tolist() == [0.123457, 0.25]
     assert rows["reason"].tolist() == ['a "b", c', ""]
@@ -78,7 +84,7 @@ def test_values_and_new_columns_survive(tmp_path: Path) -> None:
 def test_several_may_write_at_once(tmp_path: Path) -> None:
     jobs = _jobs("ridge", "pls", seeds=20)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda job: results.Results(tmp_path).add([_row(job)], None), jobs))
+        list(pool.map(lambda job: _add(results.Results(tmp_path), [_row(job)]), jobs))
     assert results.Results(tmp_path).left(jobs) == []
 
 
@@ -86,7 +92,7 @@ def test_scores_per_cell_are_found_again(tmp_path: Path) -> None:
     store, jobs = results.Results(tmp_path / "out"), _jobs("ridge")
     for i, job in enumerate(jobs):
         np.savez(tmp_path / "cells.npz", **{"ridge/foscttm": np.full(3, i, np.float32)})
-        store.add([_row(job)], tmp_path / "cells.npz")
+        _add(store, [_row(job)], tmp_path / "cells.npz")
     rows = benchmark.load(tmp_path / "out")
     found = results.per_cell(rows, "ridge", "foscttm", [1, 0])
     np.testing.assert_array_equal(found, [[1, 1, 1], [0, 0, 0]])
@@ -106,13 +112,13 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 def test_reference_share_is_the_way_from_chance_to_the_ceiling(tmp_path: Path) -> None:
     store, (job,) = results.Results(tmp_path), _jobs("controls", seeds=1)
-    store.add(
+    _add(
+        store,
         [
             _row(job, method="control: chance", foscttm=0.5),
             _row(job, method="control: reference", foscttm=0.1),
             _row(job, method="ridge", foscttm=0.2),
         ],
-        None,
     )
     assert benchmark.load(tmp_path)["reference_share"].tolist() == pytest.approx([0, 1, 0.75])
 

@@ -40,7 +40,9 @@ def test_claims_can_hold_and_fail():
 
 
 def test_table_has_controls():
-    table = Blobs().table(rows(0.1, 0.05, 0.01, "aligned"))
+    made = rows(0.1, 0.05, 0.01, "aligned")
+    made.loc[~made["arm"].isin(ARMS), ["loss", "held_out_loss", "parameters"]] = np.nan
+    table = Blobs().table(made)
     assert list(table.index) == [*ARMS, CHANCE, CEILING]
     assert table.loc[FLOW, "parameters"] == "1,000"
     assert table.loc[CHANCE, "loss"] == ""

@@ -100,8 +100,8 @@ def made(loss=0.0, auc=0.01, kept=0.6, seeds=3):
 
 def test_claims_follow_the_rows():
     found = DigitsGlow()
-    assert all(claim.holds for claim in found.claims(made()))
-    bad = found.claims(made(loss=2.0, auc=0.4, kept=0.2))
+    assert all(claim.holds for claim in found.claims(made(seeds=6)))
+    bad = found.claims(made(loss=2.0, auc=0.4, kept=0.2, seeds=6))
     assert [claim.holds for claim in bad[:3]] == [False, False, False]
     assert [claim.holds for claim in bad[7:9]] == [False, False]
     assert all(claim.holds is None for claim in found.claims(made(seeds=1)) if "verdict" not in claim.text)
