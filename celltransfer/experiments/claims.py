@@ -220,4 +220,4 @@ def _between(low: float, high: float) -> str:
 
 
 def _named(arm: Any) -> str:
-    return str(arm[0] if isinstance(arm, tuple) else arm)
+    return ", ".join(map(str, arm)) if isinstance(arm, tuple) else str(arm)

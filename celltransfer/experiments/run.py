@@ -32,7 +32,7 @@ def run_suite(suite: Suite, jobs: Sequence[Job], folder: Path | None, processes:
         The folder holds rows that cannot be read, or those of another suite.
     """
     where = device_name(suite.device)
-    store = Store(f"suite {suite.name!r}", list(jobs[0]), folder, needed=_about("").keys())
+    store = Store(f"suite {suite.name!r}", list(jobs[0]), folder, needed=[*_about("")])
     done = store.finished()
     if others := {row["suite"] for row in store.read().values()} - {suite.name}:
         store.refuse(f"its suite is {others.pop()!r}")

@@ -82,7 +82,7 @@ class Store:
         missing = [name for name in self.needed if name not in frame]
         if missing:
             self.refuse(f"it has no column {missing[0]!r}")
-        return {self.key(row): row for row in frame.to_dict("records")}  # type: ignore[misc]
+        return {self.key(row): row for row in frame.to_dict("records")}  # type: ignore[misc, arg-type]
 
     def refuse(self, why: str) -> None:
         """Say that the table is of something else."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from celltransfer.experiments.claims import read
 from celltransfer.experiments.grid.methods import CONTROL_PREFIX
 from celltransfer.experiments.grid.rows import higher_is_better, per_cell, scored
 from celltransfer.metrics import bootstrap
@@ -99,8 +100,7 @@ def _difference(rows: pd.DataFrame, first: str, other: str, score: str) -> dict[
     gap = bootstrap.difference(one, two)
     sign = -1 if higher_is_better(score) else 1
     low, high = sorted((sign * gap.low, sign * gap.high))  # of how much worse the first is
-    says = "better" if high < 0 else "worse" if low > 0 else "not below" if high <= TOLERANCE else "cannot be told"
-    if says == "worse" and high <= TOLERANCE:
-        says = "not below"
+    told, within = read(low, high, sign=-1), read(low, high, TOLERANCE, sign=-1)
+    says = "better" if told else "not below" if within else "worse" if told is False else "cannot be told"
     means = {"first": float(np.nanmean(one)), "other": float(np.nanmean(two))}
     return means | {"difference": gap.mean, "low": gap.low, "high": gap.high, "seeds": len(seeds), "says": says}

@@ -18,7 +18,7 @@ from celltransfer.experiments.suite import Outcome, Suite
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Claim", "Outcome", "Suite", "run", "suites"]
+__all__ = ["Claim", "Outcome", "Suite", "read", "run", "suites"]
 
 # Suites by name; their modules are imported when run.
 _SUITES = {

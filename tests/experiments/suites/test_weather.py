@@ -147,7 +147,7 @@ def test_claims_of_a_method_that_does_what_is_said_and_of_one_that_does_not(week
     worse = rows(lambda job: -good(job) - 20 if job["method"] == "ieot" else good(job))
     claims = Weather().claims(worse)
     assert [claim.holds for claim in claims] == [False] * 8
-    assert claims[2].found.startswith("for 0 of 12; least (mdn): log-likelihood -13 against -8.1")
+    assert claims[2].found.startswith("for 0 of 12; least (mdn, ")
 
 
 def test_one_seed_tells_nothing_and_one_better_method_contradicts(weeks):
@@ -155,7 +155,7 @@ def test_one_seed_tells_nothing_and_one_better_method_contradicts(weeks):
     flow = rows(lambda job: good(job) + 3 * (job["method"] == "cnf_ss"))
     best = Weather().claims(flow)[3]
     assert best.holds is False
-    assert best.found.startswith("for 6 of 7; least (cnf_ss): ")
+    assert best.found.startswith("for 6 of 7; least (cnf_ss, ")
 
 
 def test_table_and_picture_name_every_arm(weeks):
