@@ -79,7 +79,8 @@ class Outcome:
         version = self.rows["celltransfer"].iloc[0]
         lines = [f"# {self.title}", "", self.reference, "", *markdown_table(self.table), ""]
         lines += [f"- {_MARKS[claim.holds]} {claim.text} Found: {claim.found}" for claim in self.claims]
-        about = f"{len(self.rows)} runs at {size}, {self.seconds:.0f} s in all, on {self.devices}"
+        took = f", {self.seconds:.0f} s in all" if self.seconds else ""
+        about = f"{len(self.rows)} runs at {size}{took}, on {self.devices}"
         lines += ["", f"{about}; celltransfer {version}."]
         return "\n".join(lines) + "\n"
 

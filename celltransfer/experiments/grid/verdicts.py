@@ -147,22 +147,23 @@ def coverage(rows: pd.DataFrame, by: str = "method") -> pd.DataFrame:
 def _ordering(rows: pd.DataFrame, name: str) -> list[float]:
     own = rows[rows[name].notna()]
     own = own.assign(guess=own[name], trivial=own.groupby("dataset")["foscttm"].transform("median"))
-    if name != ESTIMATE and _spearman(own) < 0:
+    if name != ESTIMATE and spearman(own) < 0:
         own["guess"] *= -1
     without = [own[own["dataset"] != dataset] for dataset in own["dataset"].unique()]
-    auroc = _auroc(own, "guess"), _auroc(own, "trivial"), _least(_auroc(part, "guess") for part in without)
+    areas = auroc(own, "guess"), auroc(own, "trivial"), _least(auroc(part, "guess") for part in without)
     return [
         len(own),
-        _spearman(own),
-        _spearman(own, "trivial"),
+        spearman(own),
+        spearman(own, "trivial"),
         _within(own, ["dataset"]),
         _within(own, ["dataset", "k"]),
-        _least(_spearman(part) for part in without),
-        *auroc,
+        _least(spearman(part) for part in without),
+        *areas,
     ]
 
 
-def _spearman(rows: pd.DataFrame, column: str = "guess") -> float:
+def spearman(rows: pd.DataFrame, column: str = "guess") -> float:
+    """Rank correlation of a column with the true FOSCTTM; NaN where few or equal values do not tell."""
     if len(rows) < 4 or rows[column].nunique() < 2 or rows["foscttm"].nunique() < 2:
         return float("nan")
     return float(spearmanr(rows[column], rows["foscttm"]).statistic)
@@ -170,7 +171,7 @@ def _spearman(rows: pd.DataFrame, column: str = "guess") -> float:
 
 def _within(rows: pd.DataFrame, by: list[str]) -> float:
     """Mean of the groups' correlations, weighted by their runs; groups that cannot tell are left out."""
-    found = [(_spearman(part), len(part)) for _, part in rows.groupby(by)]
+    found = [(spearman(part), len(part)) for _, part in rows.groupby(by)]
     found = [(value, n) for value, n in found if np.isfinite(value)]
     if not found:
         return float("nan")
@@ -178,7 +179,7 @@ def _within(rows: pd.DataFrame, by: list[str]) -> float:
     return float(np.average(values, weights=runs))
 
 
-def _auroc(rows: pd.DataFrame, column: str) -> float:
+def auroc(rows: pd.DataFrame, column: str) -> float:
     """Chance that a run above .35 has the higher value than one below; ties count half."""
     bad = rows["foscttm"] > USABLE_FOSCTTM
     if bad.all() or not bad.any():

@@ -41,6 +41,11 @@ _SUITES = {
     "gain_study": "gain_study:GainStudy",
     "digit_swap": "digit_swap:DigitSwap",
     "faces_interpolation": "faces_interpolation:FacesInterpolation",
+    "a549_conditions": "a549_conditions:A549Conditions",
+    "alignment_controls": "alignment_controls:AlignmentControls",
+    "anchor_laws": "anchor_laws:AnchorLaws",
+    "probe_cost": "probe_cost:ProbeCost",
+    "probe_bias": "probe_bias:ProbeBias",
 }
 
 

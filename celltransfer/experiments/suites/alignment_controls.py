@@ -1,4 +1,4 @@
-"""How often the alignment verdict is right, on real cells that were made unlike on purpose.
+"""Suite ``alignment_controls``: how often the alignment verdict is right, on real cells made unlike on purpose.
 
 Two disjoint samples of one modality stand for source and target, and the source is distorted: in ways that a map can
 undo (positive controls) and in ways that none can (negative controls). Each trial is fitted as a user would
@@ -11,36 +11,36 @@ alike, and 1,500 fresh target cells (300 and 600 for other methods). Four distan
 all features at variance 1, that of whitened features, the same with a kernel as wide as half the way to the fifth
 neighbour, which sees detail, and the energy distance of the feature that differs most. Each is divided by the 95 %
 quantile that random halves of the fresh target cells reach, and a trial is aligned in truth where no such `excess` is
-above 2. Between 0 and 2 lie small differences, too, that more cells would show.
-
-    python benchmarks/alignment.py run --out benchmarks/results/alignment.csv
-    python benchmarks/alignment.py table benchmarks/results/alignment.csv
+above 2. Between 0 and 2 lie small differences, too, that more cells would show. Claims were stated when its
+rows were there.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
-import warnings
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import celltransfer as ct
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
-from celltransfer.data.pair import dense
-from celltransfer.metrics import protocol
-from celltransfer.metrics.scores import energy_distance
 from mudata import MuData
 from scipy.spatial.distance import cdist
-from scipy.stats import binomtest
+
+from celltransfer import datasets, matching, pp
+from celltransfer.api import fit
+from celltransfer.data.pair import dense
+from celltransfer.experiments.claims import Says, share
+from celltransfer.experiments.suite import Arrays, Job, Scores, Suite
+from celltransfer.experiments.tables import first
+from celltransfer.metrics import protocol
+from celltransfer.metrics.scores import energy_distance
+from celltransfer.train.loop import Trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
 
+    from celltransfer.experiments.tables import Column
     from celltransfer.metrics.alignment import Alignment
 
 # Data set, modality and number of components of every space; the first of ATAC goes with depth and is dropped.
@@ -59,10 +59,10 @@ METHODS = ["ridge", "chance", "fgw", "ieot"]
 AUTO_ARMS = ["none", "bend", "type missing"]
 IDENTITY_ARMS = ["none", "type missing", "composition", "noise"]
 # A map that starts at the identity and learns nothing.
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "lrmf gaussian": {"density": "gaussian"},
     "lrmf auto": {},
-    "identity": {"density": "gaussian", "start": "identity", "lr": 0.0, "trainer": ct.train.Trainer(max_steps=1)},
+    "identity": {"density": "gaussian", "start": "identity", "lr": 0.0, "trainer": Trainer(max_steps=1)},
 }
 # Share of the cells that are of the missing type, nearly.
 MISSING = 0.2
@@ -71,68 +71,90 @@ FIT, FRESH, ANCHORS = 1500, 750, 30
 METHOD_ANCHORS = 50
 NEIGHBOUR = 5
 QUANTILE, TOLERANCE, NULL_SPLITS = 0.95, 2.0, 200
-KEY = ["space", "method", "arm", "seed"]
 EXCESS = ["excess_joint", "excess_white", "excess_local", "excess_feature"]
 LEVELS = ["aligned", "cannot be told", "not aligned"]
-COLUMNS = [
-    *[*KEY, "k", "level", "cause", "family", "distance_share", "auc", "auc_null", "auc_p", "score_p"],
-    *["covered_translated", "covered_target", "held_translated", "held_target"],
-    *["aligned", "excess", *EXCESS, "seconds", "celltransfer"],
-]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="do the trials that the results file lacks")
-    run.add_argument("--out", type=Path, default=Path("benchmarks/results/alignment.csv"))
-    run.add_argument("--seeds", type=int, default=5, help="of maps of protein, but for lrmf auto")
-    run.add_argument("--few-seeds", type=int, default=2, help="of lrmf auto and of other methods")
-    run.add_argument("--other-seeds", type=int, default=1, help="of maps of RNA and ATAC")
-    table = commands.add_parser("table", help="print the results as Markdown")
-    table.add_argument("results", type=Path)
-    arguments = parser.parse_args()
-    if arguments.command == "table":
-        print_tables(pd.read_csv(arguments.results))
-    else:
-        warnings.simplefilter("ignore")
-        torch.set_num_threads(1)
-        run_all(arguments)
+class AlignmentControls(Suite):
+    """Maps of a modality to itself, undistorted and distorted, and other methods' translations."""
+
+    name = "alignment_controls"
+    title = "How often the alignment verdict is right"
+    reference = "Ours: positive and negative controls of celltransfer.alignment, by construction."
+    by = ("space", "method", "arm")
+    columns: ClassVar[Mapping[str, Column]] = {
+        "method": first("method"),
+        "arm": first("arm"),
+        "truly aligned": lambda group: f"{group['aligned'].sum()} of {len(group)}",
+        **{
+            name: partial(lambda name, group: _spread(group[name]), name) for name in (*EXCESS, "auc", "distance_share")
+        },
+        **{level: partial(lambda level, group: int((group["level"] == level).sum()), level) for level in LEVELS},
+    }
+
+    def jobs(self, seeds: int | None) -> list[Job]:
+        """Maps of protein with every seed; the slow ones and other methods with two, other spaces with one."""
+        found: list[tuple[str, str, str, int]] = []
+        for seed in range(seeds or 5):
+            own = [("protein", "identity", arm) for arm in IDENTITY_ARMS]
+            own += [("protein", "lrmf gaussian", arm) for arm in ARMS]
+            if seed < 2:
+                own += [("rna to protein", method, "translated") for method in METHODS]
+                own += [("protein", "lrmf auto", arm) for arm in AUTO_ARMS]
+            if seed < 1:
+                own += [(space, "identity", arm) for space in ("rna", "atac") for arm in IDENTITY_ARMS]
+                own += [(space, "lrmf gaussian", arm) for space in ("rna", "atac") for arm in ARMS]
+            found += [(*arm, seed) for arm in own]
+        return [dict(zip((*self.by, "seed"), values, strict=True)) for values in found]
+
+    def run(self, job: Job) -> tuple[Scores, Arrays]:
+        """Verdict and truth of one trial."""
+        if job["method"] in OPTIONS:
+            return score_map(job["space"], job["method"], job["arm"], job["seed"]), {}
+        return score_method(job["method"], job["seed"]), {}
+
+    def says(self) -> list[Says]:
+        """What a verdict is for: it is right more often than a coin, on either side of the truth."""
+        right = partial(Says, arm=None, sense=">", than=0.5, what="right in")
+        return [
+            right(f"{name}: sets that are {words} in truth are called so.", figure=partial(_right, method, truth))
+            for method, name in (("identity", "no map"), ("lrmf gaussian", "lrmf, Gaussian"))
+            for truth, words in ((True, LEVELS[0]), (False, LEVELS[2]))
+        ]
 
 
-def run_all(arguments: argparse.Namespace) -> None:
-    done = pd.read_csv(arguments.out) if arguments.out.exists() else pd.DataFrame(columns=KEY)
-    known = set(done[KEY].fillna("").itertuples(index=False, name=None))
-    for key in _plan(arguments.seeds, arguments.few_seeds, arguments.other_seeds):
-        if key in known:
-            continue
-        space, method, arm, seed = key
-        found = score_map(space, method, arm, seed) if method in OPTIONS else score_method(method, seed)
-        row = dict(zip(KEY, key, strict=True)) | found | {"celltransfer": ct.__version__}
-        line = pd.DataFrame([row]).reindex(columns=COLUMNS)
-        line.to_csv(arguments.out, mode="a", header=not arguments.out.exists(), index=False, float_format="%.4g")
-        print(*key, row["level"], "| truth:", row["aligned"], f"{row['excess']:.2f}", flush=True)
+def _right(method: str, aligned: bool, rows: pd.DataFrame) -> pd.Series:
+    own = rows[(rows["method"] == method) & (rows["aligned"].astype(bool) == aligned)]
+    return own["level"] == (LEVELS[0] if aligned else LEVELS[2])
 
 
-def _plan(seeds: int, few: int, others: int) -> Iterator[tuple[str, str, str, int]]:
-    for seed in range(seeds):
-        yield from (("protein", "identity", arm, seed) for arm in IDENTITY_ARMS)
-        yield from (("protein", "lrmf gaussian", arm, seed) for arm in ARMS)
-        if seed < few:
-            yield from (("rna to protein", method, "", seed) for method in METHODS)
-            yield from (("protein", "lrmf auto", arm, seed) for arm in AUTO_ARMS)
-    for seed in range(others):
-        for space in ("rna", "atac"):
-            yield from ((space, "identity", arm, seed) for arm in IDENTITY_ARMS)
-            yield from ((space, "lrmf gaussian", arm, seed) for arm in ARMS)
+def confusion(rows: pd.DataFrame) -> pd.DataFrame:
+    """Verdicts by method and truth, with the exact interval of the share that is right."""
+    kind = rows["method"].where(rows["method"].isin(list(OPTIONS)), "others")
+    lines = []
+    for (name, truth), own in rows.groupby([kind, "aligned"], sort=False):
+        words = LEVELS[0] if truth else LEVELS[2]
+        right = own["level"] == words
+        low, high = share(right)
+        counts = {level: int((own["level"] == level).sum()) for level in LEVELS}
+        lines.append(
+            {"method": name, "in truth": words, "trials": len(own)}
+            | counts
+            | {"right": f"{right.mean():.0%} ({low:.0%} to {high:.0%})"}
+        )
+    return pd.DataFrame(lines).set_index("method")
+
+
+def _spread(values: pd.Series) -> str:
+    return f"{values.median():.2f} ({values.min():.2f} to {values.max():.2f})"
 
 
 @cache
 def cells_of(space: str) -> tuple[np.ndarray, np.ndarray]:
     """Features of all cells of a space, shape (n, d), and their cell types."""
     dataset, modality, n_components = SPACES[space]
-    adata = ct.datasets.load(dataset)[modality]
-    recipe = getattr(ct.pp, modality)(**({} if n_components is None else {"n_components": n_components}))
+    adata = datasets.load(dataset)[modality]
+    recipe = getattr(pp, modality)(**({} if n_components is None else {"n_components": n_components}))
     return dense(recipe.fit(adata).transform(adata)).astype(np.float64), adata.obs["cell_type"].to_numpy(dtype=str)
 
 
@@ -145,6 +167,7 @@ class Trial(NamedTuple):
 
 
 def make_trial(space: str, arm: str, seed: int) -> Trial:
+    """Cells of one trial."""
     rng = np.random.default_rng([seed, ARMS.index(arm)])
     cells, types = cells_of(space)
     order = rng.permutation(len(cells))
@@ -195,13 +218,13 @@ def distort(x: np.ndarray, arm: str, rng: np.random.Generator) -> np.ndarray:
     return z * sd + mean
 
 
-def score_map(space: str, method: str, arm: str, seed: int) -> dict:
+def score_map(space: str, method: str, arm: str, seed: int) -> Scores:
     """Verdict and truth of one fit."""
     trial = make_trial(space, arm, seed)
     a, b = (_anndata(side[:FIT], prefix) for side, prefix in ((trial.source, "a"), (trial.target, "b")))
     pairs = pd.DataFrame({"source_id": a.obs_names[: trial.k], "target_id": b.obs_names[: trial.k]})
     start = time.perf_counter()
-    model = ct.fit(
+    model = fit(
         MuData({"a": a, "b": b}),
         source="a",
         target="b",
@@ -213,15 +236,16 @@ def score_map(space: str, method: str, arm: str, seed: int) -> dict:
     )
     seconds = time.perf_counter() - start
     translated = model.latent(_anndata(trial.source[FIT:], "fresh"))
-    return _row(model.alignment_, translated, trial.target[FIT:], seed) | {"k": trial.k, "seconds": seconds}
+    assert model.alignment_ is not None  # lrmf tests it
+    return _row(model.alignment_, translated, trial.target[FIT:], seed) | {"k": trial.k, "fit_seconds": seconds}
 
 
-def score_method(method: str, seed: int) -> dict:
+def score_method(method: str, seed: int) -> Scores:
     """The same for `celltransfer.alignment` of another method; half the test cells are for the verdict."""
-    mdata = ct.datasets.load("pbmc10k_cite")
+    mdata = datasets.load("pbmc10k_cite")
     task = protocol.make_task(mdata, "rna", "protein", n_anchors=METHOD_ANCHORS, seed=seed)
     rng = np.random.default_rng(seed)
-    model = ct.fit(
+    model = fit(
         task.mdata, source="rna", target="protein", anchors=task.anchors, method=method, seed=seed, verdict=False
     )
     # No cell gives both its source and its target, as in the fit.
@@ -229,18 +253,18 @@ def score_method(method: str, seed: int) -> dict:
     seen_x, seen_y, fresh_x, fresh_y = np.split(order, [n // 5, 2 * n // 5, 3 * n // 5])
     start = time.perf_counter()
     asked = MuData({"rna": task.source_test[seen_x].copy(), "protein": task.truth[seen_y].copy()})
-    found = ct.alignment(model, asked, seed=seed)
+    found = matching.alignment(model, asked, seed=seed)
     seconds = time.perf_counter() - start
     target = dense(model.recipes["protein"].transform(task.truth[fresh_y]))
     row = _row(found, model.latent(task.source_test[fresh_x]), target, seed)
-    return row | {"k": METHOD_ANCHORS, "seconds": seconds}
+    return row | {"k": METHOD_ANCHORS, "fit_seconds": seconds}
 
 
 def _anndata(x: np.ndarray, prefix: str) -> AnnData:
     return AnnData(x.astype(np.float32), obs=pd.DataFrame(index=[f"{prefix}{i}" for i in range(len(x))]))
 
 
-def _row(found: Alignment, translated: np.ndarray, target: np.ndarray, seed: int) -> dict:
+def _row(found: Alignment, translated: np.ndarray, target: np.ndarray, seed: int) -> Scores:
     excess = oracle(translated, target, seed)
     most = max(excess.values())
     verdict = {"level": found.level, "cause": found.cause, "family": found.family}
@@ -286,42 +310,3 @@ def _feature(a: np.ndarray, b: np.ndarray, halves: np.ndarray) -> float:
         null.append((distance - distance.mean()) / distance.std())
         found.append(energy_distance(a[:, [j]], b[:, [j]]) / distance.std())
     return max(found) / float(np.quantile(np.max(null, axis=0), QUANTILE))
-
-
-def print_tables(rows: pd.DataFrame) -> None:
-    """Confusion by method, the rate of verdicts by arm, and by how far the sets are apart in truth."""
-    _head(["method", "in truth", "trials", *LEVELS, "right"])
-    rows = rows.fillna({"arm": ""})
-    kind = rows["method"].where(rows["method"].isin(list(OPTIONS)), "others")
-    for (name, truth), own in rows.groupby([kind, "aligned"], sort=False):
-        words = LEVELS[0] if truth else LEVELS[2]
-        print(f"| {name} | {words} | {len(own)} | {_counts(own)} | {_wilson(own['level'] == words)} |")
-    figures = [*EXCESS, "auc", "distance_share"]
-    _head(["space", "method", "arm", "trials", "truly aligned", *figures, *LEVELS])
-    for (space, method, arm), own in rows.groupby(["space", "method", "arm"], sort=False):
-        spreads = " | ".join(_spread(own[name]) for name in figures)
-        print(f"| {space} | {method} | {arm} | {len(own)} | {own['aligned'].sum()} | {spreads} | {_counts(own)} |")
-    _head(["excess", "trials", *LEVELS])
-    for step, own in rows.groupby(pd.cut(rows["excess"], [-np.inf, 1, 2, 4, 8, np.inf]), observed=True):
-        print(f"| {step.left:g} to {step.right:g} | {len(own)} | {_counts(own)} |")
-
-
-def _head(names: list[str]) -> None:
-    print(f"\n| {' | '.join(names)} |\n|{'---|' * len(names)}")
-
-
-def _counts(rows: pd.DataFrame) -> str:
-    return " | ".join(str(int((rows["level"] == level).sum())) for level in LEVELS)
-
-
-def _wilson(right: pd.Series) -> str:
-    low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
-    return f"{right.mean():.0%} ({low:.0%} to {high:.0%})"
-
-
-def _spread(values: pd.Series) -> str:
-    return f"{values.median():.2f} ({values.min():.2f} to {values.max():.2f})"
-
-
-if __name__ == "__main__":
-    main()
