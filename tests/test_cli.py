@@ -18,7 +18,8 @@ from celltransfer import cli
 from celltransfer.cli import models
 from celltransfer.datasets.unpairing import unpair
 from celltransfer.errors import InputError
-from celltransfer.validation import Claim, Suite, base
+from celltransfer.experiments import suites as base
+from celltransfer.experiments.suites import Claim, Suite
 from mudata import MuData
 from typer.testing import CliRunner
 

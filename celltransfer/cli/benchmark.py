@@ -15,7 +15,7 @@ from celltransfer.cli.session import print_columns, say, session
 from celltransfer.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from celltransfer.benchmark import Job
+    from celltransfer.experiments.grid import Job
 
 benchmark_app = typer.Typer(
     help="Compare methods on co-assayed cells whose pairing is hidden: registered data, or your own pilot.",
@@ -117,8 +117,8 @@ def run(
 ) -> None:
     """Score methods on hidden pairs, job by job; an interrupted run goes on where it stopped."""
     with session():
-        from celltransfer import benchmark
-        from celltransfer.benchmark.methods import CONTROLS
+        from celltransfer.experiments import grid as benchmark
+        from celltransfer.experiments.grid.methods import CONTROLS
 
         _import(imports)
         part_of_grid = benchmark.slices().get(slice_ or "core")
@@ -173,8 +173,9 @@ def table(
 ) -> None:
     """Print the tables as Markdown, with what a method can claim against the others."""
     with session():
-        from celltransfer.benchmark import compare, load, tables
-        from celltransfer.benchmark.grid import default_method
+        from celltransfer.experiments.grid import compare, load
+        from celltransfer.experiments.grid import report as tables
+        from celltransfer.experiments.grid.plan import default_method
 
         rows = load(results)
         wanted = None if targets is None else tables.read_targets(targets)
@@ -198,7 +199,7 @@ def compare_methods(
 ) -> None:
     """Print paired differences between a method and others, with intervals over cells and seeds."""
     with session():
-        from celltransfer.benchmark import compare, load
+        from celltransfer.experiments.grid import compare, load
         from celltransfer.markdown import markdown_table
 
         found = compare.compare(load(results), first, others or compare.OTHERS, score)
@@ -221,8 +222,8 @@ def draw_curves(
 ) -> None:
     """Draw a score over the number of anchors, between ceiling and chance."""
     with session():
-        from celltransfer.benchmark import curves, load
         from celltransfer.data.writeback import atomic_path
+        from celltransfer.experiments.grid import curves, load
 
         figure = curves.curves(load(results), methods, score, regime.value if regime else None)
         with atomic_path(out) as part:
@@ -238,7 +239,7 @@ def judge_verdicts(
 ) -> None:
     """Hold the verdicts against the truth: confusion table, order, intervals."""
     with session():
-        from celltransfer.benchmark import load, verdicts
+        from celltransfer.experiments.grid import load, verdicts
 
         rows = load(results)
         print(verdicts.report(verdicts.judge_again(rows) if again else rows, by), end="")
@@ -250,7 +251,7 @@ def list_slices() -> None:
     with session():
         import pandas as pd
 
-        from celltransfer import benchmark
+        from celltransfer.experiments import grid as benchmark
 
         rows = [
             (name, len(benchmark.slice_jobs(name)), f"{part.about}: {', '.join(part.datasets)}")
@@ -263,7 +264,7 @@ def list_slices() -> None:
 def list_peers() -> None:
     """List the methods of others: whether they can run here, what they need, and what they were given."""
     with session():
-        from celltransfer.benchmark import peers
+        from celltransfer.experiments import peers
 
         for name in peers.names():
             about, missing = peers.about(name), peers.missing(name)

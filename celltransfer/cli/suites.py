@@ -29,13 +29,13 @@ def validate(
 ) -> None:
     """Run an experiment from the papers and hold it against what they claim; without NAME, list them."""
     with session():
-        from celltransfer import validation
+        from celltransfer.experiments import suites
 
         if name is None:
-            print_columns(validation.suites().reset_index()[["name", "title", "reference"]])
+            print_columns(suites.suites().reset_index()[["name", "title", "reference"]])
             return
         folder = out or Path("celltransfer-validation") / name
-        outcome = validation.run(name, full=full, seeds=seeds, out=folder, processes=processes, device=device)
+        outcome = suites.run(name, full=full, seeds=seeds, out=folder, processes=processes, device=device)
         print(outcome.to_markdown(), end="")
         say(f"Written to {folder}/: {', '.join(path.name for path in outcome.written)}. Ran on {outcome.devices}.")
         if strict and outcome.contradicted:

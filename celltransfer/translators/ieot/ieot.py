@@ -185,7 +185,10 @@ class IEOT(ConditionalTranslator):
 
     def responsibilities(self, x: Matrix, condition: np.ndarray | None = None) -> np.ndarray:
         """Weights of the components of the law of each cell, shape (cells, M, N); they sum to 1."""
-        weigh = lambda block, codes: self.module_.law.responsibilities(self.module_.source(block, codes), codes)
+
+        def weigh(block: Tensor, codes: Tensor | None) -> Tensor:
+            return self.module_.law.responsibilities(self.module_.source(block, codes), codes)
+
         return np.concatenate(list(self._blocks(weigh, x, condition, 2048)))
 
     def build(self) -> ScaledLaw:
