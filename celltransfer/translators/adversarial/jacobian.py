@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from celltransfer.errors import ConfigError
+from celltransfer.data.pair import dense
+from celltransfer.errors import AnchorError, ConfigError, FeatureError
 from celltransfer.losses.jacobian import exact_l1, linear_proximal_step, probe_l1
 from celltransfer.nn.blocks import Residual
 from celltransfer.train.loop import Trainer
@@ -17,6 +18,7 @@ from celltransfer.train.outcome import FitResult, Status
 from celltransfer.train.stopping import Clock
 from celltransfer.translators import left_out
 from celltransfer.translators.adversarial.base import AdversarialTranslator
+from celltransfer.translators.adversarial.one_anchor import search
 from celltransfer.translators.adversarial.structure import diverse_influence, orthogonality
 from celltransfer.translators.base import register
 from celltransfer.translators.baselines import anchor_and_condition_map, several_conditions
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     from celltransfer.data.batches import Batch
     from celltransfer.data.pair import ModalityPair
 
+# Most features of either side for which a sparse map is searched for, and cells a side that the search looks at.
+MOST_SEARCHED, SEARCHED_CELLS = 12, 5000
+# Twice a log-likelihood that the map found has to be ahead of the next by, to be told from it.
+TOLD_APART = 10.0
 # Widest source for which the whole Jacobian is computed under estimator="auto".
 EXACT_UP_TO = 64
 # Cells a whole Jacobian is averaged over; it costs d times as much as a value.
@@ -92,7 +98,10 @@ class JacobianSparse(AdversarialTranslator):
     n_probes, probe_size
         Directions per cell, and their non-zero coordinates (``None``: d / 10).
     init
-        ``"ridge"`` or ``"random"``.
+        ``"ridge"``, ``"random"``, or ``"search"``: the sparsest linear map that matches the cells and meets the anchors
+        (`one_anchor.search`: many starts at once, without training), which the matching then refines. For a handful of
+        anchors in at most `MOST_SEARCHED` features; ridge on one pair is a map of rank one and far from the truth. The
+        notes say how much likelier it is than the next map that differs.
     lr, lr_discriminator
         Learning rates of Adam, betas (0, 0.99).
     decay
@@ -112,7 +121,7 @@ class JacobianSparse(AdversarialTranslator):
     choices: ClassVar[dict[str, tuple[str, ...]]] = AdversarialTranslator.choices | {
         "structure": ("sparse", "orthogonal", "diverse"),
         "structure_of": ("map", "reconstructor"),
-        "init": ("ridge", "random"),
+        "init": ("ridge", "random", "search"),
         "estimator": ("auto", "exact", "probe", "difference"),
     }
     least: ClassVar[dict[str, float]] = AdversarialTranslator.least | {
@@ -162,6 +171,8 @@ class JacobianSparse(AdversarialTranslator):
     def _fit(self, pair: ModalityPair, *, seed: int, trainer: Trainer | None) -> FitResult:
         self.check_options()
         guarded, trainer = self.guard and self._ridge_start(pair), trainer or Trainer()
+        if self.init == "search":
+            self._check_searchable(pair)
         if guarded and pair.n_anchors < left_out.FEWEST_ANCHORS and several_conditions(pair):
             result = self._start_only(pair, seed, trainer)
             result.notes.append(
@@ -209,10 +220,13 @@ class JacobianSparse(AdversarialTranslator):
         return bool(self.weight_inverse) or self.structure_of == "reconstructor"
 
     def start(self, pair: ModalityPair) -> bool:
-        """The ridge solution, if wanted; remembers the anchors for `final_figures`."""
+        """The ridge solution or the map found, if wanted; remembers the anchors for `final_figures`."""
         from_ridge = self._ridge_start(pair)
         if from_ridge:
-            self._start_at_ridge(pair)
+            self._start_at(*anchor_and_condition_map(pair))
+        elif self.init == "search":
+            self._start_at_found(pair)
+            from_ridge = True
         self._anchors = torch.as_tensor(pair.anchor_x), torch.as_tensor(pair.anchor_y)
         return from_ridge
 
@@ -239,7 +253,21 @@ class JacobianSparse(AdversarialTranslator):
         return None if self.scheduled and 2 * self._step < self.max_steps_ else super().monitor()
 
     def remarks(self, result: FitResult) -> list[str]:
-        """Whether training came to nothing, or ended while the structural term was still stronger than wanted."""
+        """What the search says; whether training ended while the structural term was still stronger than wanted."""
+        return [*self._found_remarks(), *self._schedule_remarks(result)]
+
+    def _found_remarks(self) -> list[str]:
+        """Whether the map that the search found is told from the next that differs."""
+        margin = self.__dict__.get("_margin")
+        if margin is None or margin >= TOLD_APART:
+            return []
+        return [
+            f"Another map that differs from the one found explains cells and anchors almost as well (twice the "
+            f"log-likelihood differs by {margin:.1f}): the anchors may lie on a symmetry of the cells. Add an anchor "
+            "away from it (celltransfer.anchors.suggest)."
+        ]
+
+    def _schedule_remarks(self, result: FitResult) -> list[str]:
         if not self.scheduled or 2 * result.n_steps >= self.max_steps_:
             return super().remarks(result)
         return [
@@ -251,7 +279,8 @@ class JacobianSparse(AdversarialTranslator):
     def release(self) -> None:
         """Drop what only training needed."""
         super().release()
-        self.__dict__.pop("_anchors", None)
+        for name in ("_anchors", "_margin"):
+            self.__dict__.pop(name, None)
 
     @torch.no_grad()
     def final_figures(self) -> dict[str, float]:
@@ -320,10 +349,39 @@ class JacobianSparse(AdversarialTranslator):
         known = pair.n_anchors > 0 or bool(several_conditions(pair))
         return self.init == "ridge" and self.map != "mlp" and known
 
-    def _start_at_ridge(self, pair: ModalityPair) -> None:
+    def _check_searchable(self, pair: ModalityPair) -> None:
+        """Raise where no sparse map can be searched for."""
+        if not pair.n_anchors:
+            raise AnchorError("init='search' needs an anchor, which tells the map from others that match as well.")
+        if self.map == "mlp":
+            raise ConfigError("init='search' finds a linear map, which map='mlp' cannot start at; use 'residual'.")
+        widest = max(pair.x.shape[1], pair.y.shape[1])
+        if widest > MOST_SEARCHED:
+            raise ConfigError(
+                f"init='search' is for at most {MOST_SEARCHED} features a side and got {widest}: reduce both to "
+                f"n_components={MOST_SEARCHED}, or use init='ridge'."
+            )
+
+    def _start_at_found(self, pair: ModalityPair) -> None:
+        """The linear part of the map that the search finds; remembers what it says of itself for the notes."""
+        rng = np.random.default_rng(int(self.generator_.initial_seed()))
+        x, y = (
+            dense(cells[np.sort(rng.permutation(cells.shape[0])[:SEARCHED_CELLS])]).astype(float)
+            for cells in (pair.x, pair.y)
+        )
+        found = search(x, y, pair.anchor_x.astype(float), pair.anchor_y.astype(float), curved=False)
+        if found is None:
+            raise FeatureError(
+                "Source and target cells span spaces of different dimension, so that no invertible map connects them: "
+                "drop features that depend on others, or use init='ridge'."
+            )
+        self._margin = found.figures["margin"]
+        self._start_at(found.weight.T, found.offset)
+
+    def _start_at(self, weight: np.ndarray, offset: np.ndarray) -> None:
+        """Begin at the map x weight + offset, shapes (d, D) and (D,)."""
         net = self.module_
         scale_x, scale_y = (float(s) for s in net.scale)
-        weight, offset = anchor_and_condition_map(pair)
         mean_x, mean_y = (mean.double().numpy() for mean in (net.mean_x, net.mean_y))
         bias = (offset + mean_x @ weight - mean_y) / scale_y
         for f in (net.f, net.average):

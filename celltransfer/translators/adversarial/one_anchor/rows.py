@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from celltransfer.translators.one_anchor.cloud import Cloud
+    from celltransfer.translators.adversarial.one_anchor.cloud import Cloud
 
 # Partial maps that are followed, and maps that are returned.
 BEAM, KEPT = 8000, 48

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 if TYPE_CHECKING:
-    from celltransfer.translators.one_anchor.cloud import Cloud
+    from celltransfer.translators.adversarial.one_anchor.cloud import Cloud
 
 # Starts of the local search, and assignments that are returned.
 STARTS, KEPT = 16, 8

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from celltransfer.translators.one_anchor.assignments import (
+from celltransfer.translators.adversarial.one_anchor.assignments import (
     by_components,
     by_features,
     exchanges,
     independent_axes,
     pair_moments,
 )
-from celltransfer.translators.one_anchor.cloud import Cloud, normal_scores
-from celltransfer.translators.one_anchor.curves import Curves, same_laws
-from celltransfer.translators.one_anchor.refit import refit
-from celltransfer.translators.one_anchor.rotations import Rotations
-from celltransfer.translators.one_anchor.rows import sparse_rows
+from celltransfer.translators.adversarial.one_anchor.cloud import Cloud, normal_scores
+from celltransfer.translators.adversarial.one_anchor.curves import Curves, same_laws
+from celltransfer.translators.adversarial.one_anchor.refit import refit
+from celltransfer.translators.adversarial.one_anchor.rotations import Rotations
+from celltransfer.translators.adversarial.one_anchor.rows import sparse_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

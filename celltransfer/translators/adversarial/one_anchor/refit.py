@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from celltransfer.translators.one_anchor.cloud import Cloud
+    from celltransfer.translators.adversarial.one_anchor.cloud import Cloud
 
 # Steps of Gauss and Newton, and how the damping shrinks and grows.
 STEPS, SHRINK, GROW = 8, 0.3, 8.0
@@ -79,9 +79,9 @@ class _Problem:
         slope = np.zeros((n, len(self.rows), self.out, self.d))
         slope[:, at, self.rows] += inner[:, self.columns]
         slope[:, at, self.columns] += inner[:, self.rows]
-        slope = (slope * self.scale[:, None, None]).reshape(n, -1, size)
+        covariances = (slope * self.scale[:, None, None]).reshape(n, -1, size)
         anchors = np.broadcast_to(self.anchor_slope, (n, *self.anchor_slope.shape))
-        whole = np.concatenate([slope, anchors], axis=1) * free.reshape(n, 1, size)
+        whole = np.concatenate([covariances, anchors], axis=1) * free.reshape(n, 1, size)
         residual = np.concatenate(self.residuals(weights), axis=1)[:, :, None]
         squared = whole.transpose(0, 2, 1) @ whole
         diagonal = np.einsum("bii->bi", squared)

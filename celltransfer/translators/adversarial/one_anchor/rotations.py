@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from celltransfer.translators.one_anchor.cloud import Cloud
+    from collections.abc import Callable
+
+    from celltransfer.translators.adversarial.one_anchor.cloud import Cloud
 
 # Cells further out than this share of them are drawn in, in all directions alike: it keeps moments of heavy tails.
 INNER = 0.95
@@ -65,11 +67,12 @@ class Rotations:
         self._left, self._right = _tensor(target.factor), _tensor(source.whitener)
         self._a, self._b = _tensor(source.white_anchors), _tensor(target.white_anchors)
         self._variance = anchor_variance
-        moments = [_moments(side.white) for side in (source, target)]
+        found = [_moments(side.white) for side in (source, target)]
+        moments, noises = [side[:2] for side in found], [side[2:] for side in found]
         weights = [MOMENT_WEIGHT * share for share in self._information(source.white, seed)]
         # Every entry of a symmetric tensor occurs up to 3! = 6 or, in one of pairs, 8 times.
-        self._parts = [
-            (rotate, moments[0][i], moments[1][i], weight / (times * (moments[0][i + 2] + moments[1][i + 2])))
+        self._parts: list[tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor, float]] = [
+            (rotate, moments[0][i], moments[1][i], weight / (times * (noises[0][i] + noises[1][i])))
             for i, (rotate, times, weight) in enumerate(zip((rotate3, rotate4), (6.0, 8.0), weights, strict=True))
             if weight > MOMENT_WEIGHT * LEAST_INFORMATION
         ]
@@ -137,7 +140,7 @@ class Rotations:
     def _information(self, white: np.ndarray, seed: int) -> list[float]:
         """Share of what third and fourth moments change by under random rotations that is more than noise, 0 to 1."""
         halves = np.array_split(np.random.default_rng(seed).permutation(len(white)), 2)
-        one, other = (_moments(white[half]) for half in halves)
+        one, other = (_moments(white[half])[:2] for half in halves)
         q = torch.linalg.qr(torch.randn(16, self.d, self.d, generator=self.generator))[0]
         shares = []
         for i, rotate in enumerate((rotate3, rotate4)):
