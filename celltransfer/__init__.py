@@ -5,9 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from celltransfer._version import __version__ as __version__
 from celltransfer.settings import settings
-
-__version__ = "0.1.0"
 
 # Public names and where they live. Imported on first use, so that `import celltransfer` stays fast.
 _ATTRIBUTES = {

@@ -24,7 +24,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from celltransfer import __version__
+        from celltransfer._version import __version__
 
         print(__version__)
         raise typer.Exit

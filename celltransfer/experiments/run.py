@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from celltransfer import __version__
+from celltransfer._version import __version__
 from celltransfer.experiments.processes import interruptible, workers
 from celltransfer.experiments.store import Store, label
 from celltransfer.settings import settings

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from celltransfer import __version__
+from celltransfer._version import __version__
 from celltransfer.data.writeback import atomic_path
 from celltransfer.errors import ConfigError, WriteError
 

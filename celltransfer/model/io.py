@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from celltransfer import __version__, translators
+from celltransfer import translators
+from celltransfer._version import __version__
 from celltransfer.data import storage
 from celltransfer.errors import CelltransferError, ModelFormatError, VerdictWarning
 from celltransfer.model.confidence import Confidence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from celltransfer import __version__
+from celltransfer._version import __version__
 from celltransfer.errors import ConfigError
 from celltransfer.settings import settings
 from celltransfer.train import checkpoint

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from celltransfer import __version__
+from celltransfer._version import __version__
 from celltransfer.errors import AnchorError
 from celltransfer.experiments.grid.arms import Arm
 from celltransfer.experiments.grid.methods import CONTROL_PREFIX, Method

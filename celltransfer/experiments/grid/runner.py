@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from celltransfer import __version__
+from celltransfer._version import __version__
 from celltransfer.errors import ConfigError
 from celltransfer.experiments.grid.job import machine, to_json
 from celltransfer.experiments.grid.rows import Results, load
