@@ -101,7 +101,7 @@ class JacobianSparse(AdversarialTranslator):
         ``"ridge"``, ``"random"``, or ``"search"``: the sparsest linear map that matches the cells and meets the anchors
         (`one_anchor.search`: many starts at once, without training), which the matching then refines. For a handful of
         anchors in at most `MOST_SEARCHED` features; ridge on one pair is a map of rank one and far from the truth. The
-        notes say how much likelier it is than the next map that differs.
+        notes say so where another map is almost as likely; that does not show that the map has the right form.
     lr, lr_discriminator
         Learning rates of Adam, betas (0, 0.99).
     decay
@@ -110,7 +110,7 @@ class JacobianSparse(AdversarialTranslator):
         Fits from as many seeds. Of those that match equally well, within the monitor's sampling error, the one with
         the lowest anchor and structure terms is kept: equation 7, with nothing asked of hidden pairs.
     guard
-        From `guard.FEWEST_ANCHORS` anchors on, and with ``init="ridge"``: leave anchors out in folds, and match only
+        From `left_out.FEWEST_ANCHORS` anchors on, and with ``init="ridge"``: leave anchors out in folds, and match only
         if that places the left-out anchors better than ridge alone does, by more than a standard error; otherwise the
         fit is the ridge solution, with status "solved". Gain and standard error are in ``result_.history``, "guard"
         and "guard_error". With fewer anchors there is nothing to ask: the fit matches, unless conditions are known,
